@@ -1,0 +1,389 @@
+"""Certifies test series of a trained run (Algorithm 2): counts votes, turns them into radii.
+
+    python experiments/certify.py --ensemble=mc
+    python experiments/certify.py --from_counts=runs/.../counts-....npz --alpha=0.01
+
+A killed run, started again, goes on and ends with the same files.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import cli
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from selfens_jax import certificates, data, masks, metrics, models, plots, runs, smoothing
+from selfens_jax.errors import UserError
+from selfens_jax.streams import stream
+
+cli.define_run_flags()
+flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
+flags.DEFINE_integer("num_masks", 5, "m, masks of a self-ensemble.")
+flags.DEFINE_integer("mask_seed", None, "Seed of the masks; --seed if not given.")
+flags.DEFINE_integer("noise_seed", None, "Seed of the certification noise; --seed if not given.")
+flags.DEFINE_integer("num_examples", None, "Certify this many evenly spaced test examples.")
+flags.DEFINE_integer(
+    "batch_size", None, "Noised series in flight; bounds memory, changes no result."
+)
+flags.DEFINE_float("alpha", 0.001, "Probability that a certificate is false, for each example.")
+flags.DEFINE_enum(
+    "interval",
+    "clopper_pearson",
+    certificates.INTERVALS,
+    "clopper_pearson is exact; goodman is approximate; sison_glaz does not hold.",
+)
+flags.DEFINE_enum(
+    "bound", "cohen", certificates.BOUNDS, "cohen is tight; renyi is the paper's Theorem 4.1."
+)
+flags.DEFINE_bool(
+    "paper", False, "Radii as the paper's code computes them. They are NOT valid certificates."
+)
+flags.DEFINE_string("from_counts", None, "Certify saved counts again, without a model.")
+flags.DEFINE_string("run_dir", None, "The run to certify; found from the other flags if not given.")
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """The votes of one certification, and everything they depend on."""
+
+    indices: np.ndarray  # (N,) places in the test split
+    counts: np.ndarray  # (N, K)
+    labels: np.ndarray  # (N,) class indices
+    settings: dict[str, Any]
+    seconds: np.ndarray  # (N,) zero where unknown
+
+
+def main() -> None:
+    if FLAGS.paper:
+        for name in ("alpha", "interval", "bound"):
+            if FLAGS[name].present:
+                raise UserError(f"--paper fixes the interval, bound and level; leave out --{name}")
+    elif not 0 < FLAGS.alpha < 1:
+        raise UserError(f"--alpha must be between 0 and 1, not {FLAGS.alpha}")
+    if FLAGS.from_counts is not None:
+        path = Path(FLAGS.from_counts)
+        counted, folder, name = read_counts(path), path.parent, path.stem.removeprefix("counts-")
+    else:
+        counted, folder = count()
+        name = counts_name(counted)
+        write_counts(folder / f"counts-{name}.npz", counted)
+    report(counted, certify(counted), folder, name)
+
+
+# Counting
+
+
+def count() -> tuple[Counts, Path]:
+    """Counts the votes of the run that the flags name, going on where an earlier call stopped."""
+    run, config = find_run()
+    dataset = cli.load_data(FLAGS)
+    differences = runs.differences(config, {"data": data.describe(dataset)})
+    if differences:
+        raise UserError(f"{run}: {differences}")
+    chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
+    if FLAGS.num_draws < 1:
+        raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
+
+    predict, classifier = load_classifier(run, config, dataset)
+    noise_seed = config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed
+    settings = {
+        **classifier,
+        "data": config["data"],
+        "sigma": config["sigma"],
+        "num_draws": FLAGS.num_draws,
+        "noise_seed": noise_seed,
+        "platform": jax.devices()[0].platform,
+        "versions": {name: runs.versions()[name] for name in ("selfens_jax", "jax")},
+    }
+    file = run / f"votes-{short(settings)}.tsv"
+    votes = runs.open_votes(file, settings, dataset.num_classes)
+    todo = np.array([i for i in chosen if i not in votes], int)
+    on_cpu = settings["platform"] == "cpu"
+    batch_size = FLAGS.batch_size or (1000 if on_cpu else 64_000)
+    per_call = max(1, batch_size // FLAGS.num_draws)
+    show = Running(dataset, settings["sigma"], {i: votes[i].counts for i in chosen if i in votes})
+    with tqdm(
+        total=len(chosen), initial=len(chosen) - len(todo), unit="ex", desc="certifying"
+    ) as bar:
+        for start in range(0, len(todo), per_call):
+            some = todo[start : start + per_call]
+            began = time.monotonic()
+            counts = smoothing.count_votes(
+                predict,
+                dataset.x_test[some],
+                sigma=settings["sigma"],
+                num_draws=FLAGS.num_draws,
+                key=stream(noise_seed, "certification"),
+                batch_size=batch_size,
+                indices=some,
+            )
+            each = (time.monotonic() - began) / len(some)
+            new = [runs.Votes(row, each) for row in counts]
+            runs.append_votes(file, some, new)
+            votes.update(zip(some.tolist(), new, strict=True))
+            bar.set_postfix_str(show.add(some, counts))
+            bar.update(len(some))
+    return Counts(
+        indices=chosen,
+        counts=np.stack([votes[i].counts for i in chosen]),
+        labels=dataset.y_test[chosen].astype(np.int64),
+        settings=settings,
+        seconds=np.array([votes[i].seconds for i in chosen]),
+    ), run
+
+
+class Running:
+    """The certified accuracy so far, for the progress line."""
+
+    def __init__(self, dataset: data.Dataset, sigma: float, known: dict[int, np.ndarray]) -> None:
+        self.labels, self.sigma, self.certified, self.total = dataset.y_test, sigma, 0, 0
+        if known:
+            self.add(np.array(list(known)), np.stack(list(known.values())))
+
+    def add(self, indices: np.ndarray, counts: np.ndarray) -> str:
+        alpha = certificates.PAPER_ALPHA if FLAGS.paper else FLAGS.alpha
+        certified = certificates.certify_counts(counts, self.sigma, alpha)
+        self.certified += int((certified.prediction == self.labels[indices]).sum())
+        self.total += len(indices)
+        return f"certified and correct {self.certified / self.total:.1%}"
+
+
+def find_run() -> tuple[Path, dict[str, Any]]:
+    """The run directory that the flags name and its configuration, which must agree with them.
+
+    Raises:
+      UserError: if there is none, if it is unfinished, or if a flag contradicts it.
+    """
+    asked = {name: FLAGS[name].value for name in ("model", "ensemble", "sigma", "keep", "seed")}
+    if FLAGS.run_dir is None:
+        dataset = Path(FLAGS.dataset).stem if FLAGS.dataset.endswith(".npz") else FLAGS.dataset
+        run = runs.directory(
+            FLAGS.runs_dir, dataset, FLAGS.model, FLAGS.ensemble, FLAGS.sigma, FLAGS.seed
+        )
+    else:
+        run = Path(FLAGS.run_dir).absolute()
+        asked = {name: value for name, value in asked.items() if FLAGS[name].present}
+    if FLAGS.ensemble in ("single", "de"):
+        asked.pop("keep", None)  # there is no mask whose share could differ
+    file = run / "config.json"
+    if not file.exists() or not runs.is_finished(run):
+        state = "is unfinished" if file.exists() else "does not exist"
+        raise UserError(f"the run {run} {state}; this trains it: {train_command()}")
+    config = runs.read_json(file)
+    differences = runs.differences(config, asked)
+    if differences:
+        raise UserError(f"the run {run} was trained otherwise: {differences}")
+    if config["sigma"] == 0:
+        raise UserError(f"the run {run} was trained with sigma 0: without noise there is no radius")
+    return run, config
+
+
+def train_command() -> str:
+    names = (
+        "dataset",
+        "data_dir",
+        "scaling",
+        "model",
+        "ensemble",
+        "sigma",
+        "keep",
+        "seed",
+        "runs_dir",
+    )
+    given = [f"--{n}={FLAGS[n].value}" for n in names if FLAGS[n].value != FLAGS[n].default]
+    always = [f"--{n}={FLAGS[n].value}" for n in ("dataset", "sigma")]
+    return " ".join(["python experiments/train.py", *dict.fromkeys([*always, *given])])
+
+
+def load_classifier(
+    run: Path, config: dict[str, Any], dataset: data.Dataset
+) -> tuple[smoothing.Predict, dict[str, Any]]:
+    """The ensemble to certify, and the part of the settings that says which it is."""
+    model = models.create(config["model"], dataset.num_classes)
+    members, ensemble = config["num_members"], config["ensemble"]
+    one = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset.x_test.shape[1:])))
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), dict(one)
+    )
+    stacked = runs.load_tree(run / "checkpoint", like)
+    known = {"model": config["model"], "ensemble": ensemble, "weights_sha256": runs.digest(stacked)}
+    if ensemble == "de":
+        return smoothing.deep_ensemble(model, stacked), {**known, "num_members": members}
+
+    variables = jax.tree.map(lambda leaf: leaf[0], stacked)
+    mask_seed = config["seed"] if FLAGS.mask_seed is None else FLAGS.mask_seed
+    num_masks = FLAGS.num_masks if ensemble in ("mb", "mc") else 1
+    keep = config["keep"] if ensemble in ("mb", "mc") else 1.0
+    chosen = np.asarray(
+        masks.draw(ensemble, stream(mask_seed, "masks"), num_masks, dataset.length, keep)
+    )
+    of_masks = {
+        "num_masks": num_masks,
+        "keep": keep,
+        "mask_seed": mask_seed,
+        "masks_sha256": runs.digest(chosen),
+    }
+    file = run / f"masks-m{num_masks}-seed{mask_seed}.npz"
+    if ensemble in ("mb", "mc"):
+        if not file.exists():
+            runs.write_npz(file, masks=chosen.astype(np.uint8))
+        stored = runs.read_npz(file, ["masks"])["masks"].astype(np.float32)
+        if runs.digest(stored) != of_masks["masks_sha256"]:
+            raise UserError(
+                f"{file} holds other masks than seed {mask_seed} gives; move it away to use these"
+            )
+    return smoothing.self_ensemble(model, variables, chosen), {**known, **of_masks}
+
+
+# Files
+
+
+def short(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def counts_name(counted: Counts) -> str:
+    settings = counted.settings
+    size = f"m{settings['num_masks']}-" if settings["ensemble"] in ("mb", "mc") else ""
+    return (
+        f"n{settings['num_draws']}-{size}{len(counted.indices)}ex-"
+        f"{short([settings, counted.indices.tolist()])}"
+    )
+
+
+def write_counts(path: Path, counted: Counts) -> None:
+    runs.write_npz(
+        path,
+        indices=counted.indices,
+        counts=counted.counts,
+        labels=counted.labels,
+        settings=np.array(json.dumps(counted.settings, sort_keys=True)),
+    )
+
+
+def read_counts(path: Path) -> Counts:
+    arrays = runs.read_npz(path, ["indices", "counts", "labels", "settings"])
+    settings = json.loads(str(arrays.pop("settings")))
+    return Counts(settings=settings, seconds=np.zeros(len(arrays["indices"])), **arrays)
+
+
+def certify(counted: Counts) -> certificates.Certificates:
+    sigma = counted.settings["sigma"]
+    if FLAGS.paper:
+        return certificates.certify_counts_as_published(counted.counts, sigma)
+    return certificates.certify_counts(
+        counted.counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound
+    )
+
+
+def report(counted: Counts, certified: certificates.Certificates, folder: Path, name: str) -> None:
+    """Writes the certificates, their record and curve; prints what they come to."""
+    settings, source = counted.settings, counted.settings["data"]
+    if not FLAGS.paper and (FLAGS.interval, FLAGS.bound) == ("clopper_pearson", "cohen"):
+        how = f"alpha{FLAGS.alpha:g}"
+    else:
+        how = "paper" if FLAGS.paper else f"alpha{FLAGS.alpha:g}-{FLAGS.interval}-{FLAGS.bound}"
+    stem = f"certificates-{name}-{how}"
+    correct = certified.prediction == counted.labels
+    table = summary(counted, certified)
+
+    classes = source["classes"]
+    abstain = "abstain" if "-1" in classes else "-1"
+    names = [*classes, abstain]  # a prediction of -1 picks the last
+    rows = [["idx", "label", "predict", "radius", "correct", "time"]]
+    rows += [
+        [
+            str(index),
+            classes[label],
+            names[prediction],
+            certificates.format_radius(radius),
+            str(int(right)),
+            runs.seconds_text(seconds),
+        ]
+        for index, label, prediction, radius, right, seconds in zip(
+            counted.indices,
+            counted.labels,
+            certified.prediction,
+            certified.radius,
+            correct,
+            counted.seconds,
+            strict=True,
+        )
+    ]
+    runs.write_bytes(folder / f"{stem}.tsv", runs.file_text(rows))
+    note = f"{certified.statement}; series: {provenance(source)}"
+    runs.write_json(
+        folder / f"{stem}.json",
+        {
+            "statement": certified.statement,
+            "valid": certified.valid,
+            "alpha": certified.alpha,
+            "interval": certified.interval,
+            "bound": certified.bound,
+            "radius_units": f"L2 norm, in the units of the series (scaling: {source['scaling']})",
+            "num_examples": len(counted.indices),
+            "abstain": abstain,
+            "counts": f"counts-{name}.npz",
+            "settings": settings,
+            "summary": dict(table),
+        },
+    )
+    title = (
+        f"{source['name']}, {settings['model']}, {settings['ensemble']}, "
+        f"sigma {settings['sigma']:g}, {len(counted.indices)} examples"
+    )
+    curve = {f"n = {settings['num_draws']}": (certified.radius, correct)}
+    runs.write_bytes(
+        folder / f"{stem}.png", plots.certified_accuracy_curve(curve, title, note=note)
+    )
+
+    print(title)
+    print(f"  {certified.statement}")
+    print(f"  series: {provenance(source)}; radii are L2 norms in their units")
+    for what, value in table:
+        print(f"  {what:<44} {value}")
+    print(f"  written to {folder / stem}.tsv (.json, .png)")
+
+
+def provenance(source: dict[str, Any]) -> str:
+    origin = "GENERATED, not the archive's" if source["source"] == "generated" else source["source"]
+    return f"{source['name']} ({origin}), scaling {source['scaling']}"
+
+
+def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple[str, str]]:
+    prediction, radius, labels = certified.prediction, certified.radius, counted.labels
+    most = counted.counts.argmax(axis=1)
+    sigma = counted.settings["sigma"]
+    radii = np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * sigma
+    at = metrics.certified_accuracy(prediction, radius, labels, radii)
+    return [
+        ("accuracy of the most voted class", f"{metrics.accuracy(most, labels):.2%}"),
+        ("certified and correct", f"{metrics.accuracy(prediction, labels):.2%}"),
+        ("abstentions", f"{metrics.abstention_rate(prediction):.2%}"),
+        (
+            "ACR (wrong or abstained = 0)",
+            f"{metrics.average_certified_radius(prediction, radius, labels):.4f}",
+        ),
+        ("mean radius, all predictions", f"{metrics.mean_radius(prediction, radius):.4f}"),
+        (
+            "mean radius, correct predictions",
+            f"{metrics.mean_radius_of_correct(prediction, radius, labels):.4f}",
+        ),
+        *[
+            (f"certified accuracy at r = {r:g}", f"{share:.2%}")
+            for r, share in zip(radii, at, strict=True)
+        ],
+    ]
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,114 @@
+"""What the scripts share: flags, progress, and how they end."""
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+
+from selfens_jax import data, masks, models, training
+from selfens_jax.errors import UserError
+
+_DEFAULTS = training.TrainConfig()
+
+
+def define_run_flags() -> None:
+    """The flags that name a run: the same words and defaults in every script."""
+    flags.DEFINE_string(
+        "dataset", "CBF", "A name of the UCR archive, or a .npz with X_train y_train X_test y_test."
+    )
+    flags.DEFINE_string("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
+    flags.DEFINE_enum(
+        "scaling", "none", data.SCALINGS, "Rescaling of each series before any noise."
+    )
+    flags.DEFINE_enum("model", "inception_time", list(models.NAMES), "The architecture.")
+    flags.DEFINE_enum(
+        "ensemble",
+        _DEFAULTS.ensemble,
+        masks.ENSEMBLES,
+        "single: one network; de: several networks; mb, mc: one network under binomial or "
+        "continuous masks.",
+    )
+    flags.DEFINE_float(
+        "sigma", _DEFAULTS.sigma, "Standard deviation of the noise, in the units of the series."
+    )
+    flags.DEFINE_float("keep", _DEFAULTS.keep, "Share of the time steps that a mask keeps.")
+    flags.DEFINE_integer("seed", 0, "Fixes everything random.")
+    flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.")
+    flags.DEFINE_bool(
+        "compilation_cache", True, "Keep compiled programs in a per-user folder for the next time."
+    )
+
+
+def load_data(flag_values: flags.FlagValues, report: bool = True) -> data.Dataset:
+    """The data set of the flags; what it is goes to standard error in one line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        dataset = data.load(flag_values.dataset, flag_values.data_dir, flag_values.scaling)
+    for warning in caught:
+        if warning.category is UserWarning:
+            say(f"warning: {warning.message}")
+    if report:
+        say(
+            f"{dataset.name} ({dataset.source}): {len(dataset.x_train)} training and "
+            f"{len(dataset.x_test)} test series, {dataset.length} time steps, "
+            f"{dataset.num_channels} channel{'s' * (dataset.num_channels > 1)}, "
+            f"{dataset.num_classes} classes, scaling {dataset.scaling}"
+        )
+    return dataset
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script; a user's mistake ends it with one line and status 1, without a traceback."""
+
+    @functools.wraps(main)
+    def guarded(arguments: list[str]) -> int | None:
+        if len(arguments) > 1:
+            say(f"error: unexpected argument {arguments[1]!r}; flags look like --name=value")
+            return 1
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)  # orbax narrates every file it writes
+        if flags.FLAGS.compilation_cache:
+            _keep_compiled_programs()
+        try:
+            main()
+        except UserError as error:
+            say(f"error: {error}")
+            return 1
+        except KeyboardInterrupt:
+            say("interrupted; the same command goes on from here")
+            return 130
+        return 0
+
+    def parse(arguments: list[str]) -> list[str]:
+        try:
+            return flags.FLAGS(arguments)
+        except flags.Error as error:
+            say(f"error: {' '.join(str(error).split())}")
+            sys.exit(1)
+
+    app.run(guarded, flags_parser=_with_help(parse))
+
+
+def _with_help(parse: Callable[[list[str]], list[str]]) -> Callable[[list[str]], list[str]]:
+    def parse_or_help(arguments: list[str]) -> list[str]:
+        app.define_help_flags()
+        return parse(arguments)
+
+    return parse_or_help
+
+
+def _keep_compiled_programs() -> None:
+    cache = Path.home() / ".cache" / "selfens_jax" / "xla"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a read-only home costs compile time, nothing else
+    jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -1,0 +1,25 @@
+"""The paper's three classifiers as Flax Linen modules, by name."""
+
+from flax import linen as nn
+
+from selfens_jax.errors import UserError
+from selfens_jax.models.inception_time import InceptionTime
+from selfens_jax.models.lstm_fcn import LSTMFCN
+from selfens_jax.models.macnn import MACNN
+
+NAMES = {"inception_time": InceptionTime, "lstm_fcn": LSTMFCN, "macnn": MACNN}
+
+
+def create(name: str, num_classes: int) -> nn.Module:
+    """The network `name` with one logit a class.
+
+    `model.apply(variables, x, train=False)` maps series (B, T, C) to logits (B, K).
+
+    Raises:
+      UserError: for another name, or fewer than two classes.
+    """
+    if name not in NAMES:
+        raise UserError(f"unknown model {name!r}; choose from {', '.join(NAMES)}")
+    if num_classes < 2:
+        raise UserError(f"a classifier needs at least 2 classes, not {num_classes}")
+    return NAMES[name](num_classes=num_classes)

@@ -1,0 +1,314 @@
+"""A run directory: everything that one trained network, or ensemble, is and has been asked.
+
+    runs/<dataset>/<model>/<ensemble>/sigma=<s>/seed=<k>/
+      config.json              what was asked for, the data, the versions
+      progress/<epoch>/        resumable training states, until training has finished
+      checkpoint/              the final variables, members stacked (orbax)
+      history.csv              loss, accuracy and learning rate of every epoch
+      masks-<id>.npz           the masks of a self-ensemble
+      votes-<id>.tsv           votes counted so far, one line an example, appended
+      counts-<id>.npz          the counts of one finished command
+      certificates-<id>.tsv    its certificates, with a .json that says what they rest on
+      certificates-<id>.png    its certified-accuracy curve
+
+Files appear whole or not at all, except the votes, whose last line may be torn and is dropped.
+Nothing here is ever unpickled.
+"""
+
+import csv
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import pathlib
+import platform
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from selfens_jax.errors import UserError
+
+Path = pathlib.Path
+HISTORY_FIELDS = ("epoch", "member", "loss", "accuracy", "learning_rate")
+
+
+def directory(
+    root: str | Path, dataset: str, model: str, ensemble: str, sigma: float, seed: int
+) -> Path:
+    """Where the run of these settings lives, absolute."""
+    return Path(root).absolute() / dataset / model / ensemble / f"sigma={sigma:g}" / f"seed={seed}"
+
+
+def versions() -> dict[str, str]:
+    """The versions and the device that a result came from."""
+    packages = (
+        "selfens_jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+        "scipy",
+    )
+    found = {name: importlib.metadata.version(name) for name in packages}
+    device = jax.devices()[0]
+    return {
+        "python": platform.python_version(),
+        **found,
+        "platform": device.platform,
+        "device": device.device_kind,
+        "machine": platform.machine(),
+    }
+
+
+def digest(value: Any) -> str:
+    """sha256 of a tree of arrays (names, shapes, types and bits) or of a value that JSON holds."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        sha.update(jax.tree_util.keystr(path).encode())
+        if isinstance(leaf, np.ndarray | jax.Array):
+            array = np.ascontiguousarray(leaf)
+            sha.update(f"{array.dtype.str}{array.shape}".encode())
+            sha.update(array.tobytes())
+        else:
+            sha.update(json.dumps(leaf).encode())
+    return sha.hexdigest()
+
+
+def differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Where a run's record differs from what is asked now, in words; empty if nowhere.
+
+    Only the keys of `asked` count. Of the data, it is the content that must agree.
+    """
+    words = [
+        f"{key} is {found.get(key)!r}, not {value!r}"
+        for key, value in asked.items()
+        if key != "data" and found.get(key) != value
+    ]
+    old, new = found.get("data", {}), asked.get("data", {})
+    if "data" in asked and old.get("sha256") != new["sha256"]:
+        words.append(
+            f"its data are other data ({old.get('name')} from {old.get('source')}, scaling "
+            f"{old.get('scaling')}, sha256 {str(old.get('sha256'))[:12]}), not {new['name']} from "
+            f"{new['source']}, scaling {new['scaling']}, sha256 {new['sha256'][:12]}"
+        )
+    return "; ".join(words)
+
+
+# Whole files
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); the run is incomplete") from None
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The named arrays of a .npz file, never unpickling.
+
+    Raises:
+      UserError: if the file is missing or damaged or lacks one of them.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names}
+    except KeyError as error:
+        raise UserError(f"{path} lacks the array {error}; it is not a file of this kind") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+# Training
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Saves a tree of arrays with orbax; the directory appears whole or not at all."""
+    if path.exists():
+        shutil.rmtree(path)
+    ocp.save(path, tree)
+
+
+def load_tree(path: Path, like: Any) -> Any:
+    """Loads a tree with the structure, shapes and types of `like` (arrays or jax.eval_shape's).
+
+    Raises:
+      UserError: if the checkpoint is damaged or holds something else.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
+    )
+    try:
+        return ocp.load(path, abstract)
+    except Exception as error:
+        # Orbax's errors for damaged or foreign checkpoints have no common type.
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(f"the checkpoint {path} cannot be read ({reason}); train again") from error
+
+
+def save_progress(run: Path, epoch: int, states: Any, history: Iterable[dict[str, float]]) -> None:
+    """Saves resumable training states; the latest complete ones always stay on disk."""
+    # History first: rows beyond the saved states are dropped on resumption, missing ones are lost.
+    write_history(run, history)
+    save_tree(run / "progress" / str(epoch), states)
+    for older in _epochs(run):
+        if older < epoch:
+            shutil.rmtree(run / "progress" / str(older))
+
+
+def load_progress(run: Path, like: Any) -> tuple[int, Any, list[dict[str, float]]] | None:
+    """(epoch, states, history) of the latest saved progress; None if there is none."""
+    epochs = _epochs(run)
+    if not epochs:
+        return None
+    states = load_tree(run / "progress" / str(epochs[-1]), like)
+    return epochs[-1], states, [row for row in read_history(run) if row["epoch"] <= epochs[-1]]
+
+
+def finish(run: Path, variables: Any, history: Iterable[dict[str, float]]) -> None:
+    """Saves the final variables, which is what makes a run finished."""
+    write_history(run, history)
+    save_tree(run / "checkpoint", variables)
+    shutil.rmtree(run / "progress", ignore_errors=True)
+
+
+def is_finished(run: Path) -> bool:
+    return (run / "checkpoint").is_dir()
+
+
+def write_history(run: Path, history: Iterable[dict[str, float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_bytes(run / "history.csv", text.getvalue().encode())
+
+
+def read_history(run: Path) -> list[dict[str, float]]:
+    with (run / "history.csv").open() as file:
+        return [
+            {
+                name: int(value) if name in ("epoch", "member") else float(value)
+                for name, value in row.items()
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+def _epochs(run: Path) -> list[int]:
+    # Orbax writes to a directory with a longer name and renames it: a bare number is complete.
+    progress = run / "progress"
+    names = [entry.name for entry in progress.iterdir()] if progress.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+# Certification
+
+
+def open_votes(path: Path, settings: dict[str, Any], num_classes: int) -> dict[int, "Votes"]:
+    """The votes that `path` already holds for these settings; makes the file if there is none.
+
+    The first line is the settings, every further line one example's votes. A last line that a
+    kill tore off is cut from the file, so that appending can go on.
+
+    Raises:
+      UserError: if the file is of other settings or damaged.
+    """
+    header = json.dumps(settings, sort_keys=True) + "\n"
+    if not path.exists():
+        write_bytes(path, header.encode())
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    lines = whole.decode(errors="replace").splitlines()
+    if not lines or lines[0] + "\n" != header:
+        raise UserError(f"{path} holds votes of other settings; move it away to count again")
+    votes = {}
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            index, seconds, *counts = line.split("\t")
+            parsed = Votes(np.array([int(c) for c in counts]), float(seconds))
+            if len(counts) != num_classes or parsed.counts.sum() != settings["num_draws"]:
+                raise ValueError
+        except ValueError:
+            raise UserError(f"{path} is damaged in line {number}; move it away") from None
+        if int(index) in votes:
+            raise UserError(f"{path} has example {index} twice (line {number}); move it away")
+        votes[int(index)] = parsed
+    if len(whole) < len(content):
+        with path.open("rb+") as file:
+            file.truncate(len(whole))
+    return votes
+
+
+class Votes:
+    """One example's (K,) counts, and the seconds that counting them took."""
+
+    def __init__(self, counts: np.ndarray, seconds: float) -> None:
+        self.counts, self.seconds = counts, seconds
+
+
+def append_votes(path: Path, indices: Iterable[int], votes: Iterable[Votes]) -> None:
+    """Adds lines to an opened file of votes, on disk when this returns."""
+    lines = [
+        "\t".join([str(index), f"{vote.seconds:.4f}", *map(str, vote.counts)]) + "\n"
+        for index, vote in zip(indices, votes, strict=True)
+    ]
+    with path.open("a") as file:
+        file.write("".join(lines))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def evenly_spaced(num_examples: int | None, total: int) -> np.ndarray:
+    """`num_examples` of 0..total-1, evenly spaced from 0; all if None.
+
+    Raises:
+      UserError: if there are not that many, or none are asked for.
+    """
+    if num_examples is None:
+        return np.arange(total)
+    if not 1 <= num_examples <= total:
+        raise UserError(f"num_examples must be between 1 and {total}, not {num_examples}")
+    return np.arange(num_examples) * total // num_examples
+
+
+def file_text(values: Sequence[Sequence[str]]) -> bytes:
+    """Rows of cells as tab-separated lines."""
+    return "".join("\t".join(row) + "\n" for row in values).encode()
+
+
+def seconds_text(seconds: float) -> str:
+    """H:MM:SS.ffffff, the form of the `time` column in Cohen et al.'s files."""
+    whole = math.floor(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}.{int((seconds - whole) * 1e6):06d}"

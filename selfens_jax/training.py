@@ -1,0 +1,368 @@
+"""Algorithm 1: train a classifier under Gaussian noise and random masks.
+
+    each step:  M <- a fresh mask for every series       (none for `single` and `de`)
+                theta <- theta - grad L(f_theta(M * (x + sigma * noise)), y)
+
+Adam with balanced class weights; the learning rate halves when the training loss has not improved
+for 50 epochs. The test split takes no part. At the end the BatchNorm statistics are estimated
+again under noise and masks with the final weights, because running averages over the last few
+small batches make the last model's accuracy swing.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from selfens_jax import masks
+from selfens_jax.errors import UserError
+from selfens_jax.models.layers import BATCH_NORM_MOMENTUM
+from selfens_jax.streams import stream
+
+Variables = dict
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What a trained network depends on, besides its data and architecture.
+
+    Attributes:
+      ensemble: `single` (no mask), `de` (several networks without a mask), `mb`, `mc`.
+      sigma: standard deviation of the training noise, in the units of the series; 0 for none.
+      keep: p, the share of time steps that a mask keeps.
+      num_members: networks trained; 1 except for `de`.
+      batch_size: the largest batch. An epoch's batches are of equal size: 300 series in batches
+        of at most 128 are 3 batches of 100.
+      learning_rate, plateau_*: Adam's rate, halved (factor) after `patience` epochs without a
+        better training loss, down to `floor`.
+      seed: fixes initialization, order, noise, masks and dropout.
+    """
+
+    ensemble: str = "mc"
+    sigma: float = 0.8
+    keep: float = 0.9
+    num_members: int = 1
+    epochs: int = 1000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    plateau_factor: float = 0.5
+    plateau_patience: int = 50
+    plateau_floor: float = 1e-4
+    recalibration_passes: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ensemble not in masks.ENSEMBLES:
+            raise UserError(
+                f"unknown ensemble {self.ensemble!r}; choose from {', '.join(masks.ENSEMBLES)}"
+            )
+        if not (np.isfinite(self.sigma) and self.sigma >= 0):
+            raise UserError(f"sigma must be a finite number >= 0, not {self.sigma}")
+        if not 0 < self.keep <= 1:
+            raise UserError(f"keep must be in (0, 1], not {self.keep}")
+        if not self.learning_rate > 0:
+            raise UserError(f"learning_rate must be positive, not {self.learning_rate}")
+        for name in ("num_members", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be in [0, 2**32), not {self.seed}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """One network in training; `step` counts its optimizer steps."""
+
+    step: jax.Array
+    params: dict
+    batch_stats: dict
+    opt_state: optax.OptState
+
+    @property
+    def variables(self) -> Variables:
+        """What `model.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """The fixed surroundings of a training run: hashable, so that jit compiles once for each."""
+
+    model: nn.Module
+    config: TrainConfig
+    num_examples: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_examples // self.config.batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        return -(-self.num_examples // self.steps_per_epoch)
+
+    @property
+    def optimizer(self) -> optax.GradientTransformationExtraArgs:
+        config = self.config
+        return optax.chain(
+            optax.adam(config.learning_rate),
+            optax.contrib.reduce_on_plateau(
+                factor=config.plateau_factor,
+                patience=config.plateau_patience,
+                min_scale=min(1.0, config.plateau_floor / config.learning_rate),
+                accumulation_size=self.steps_per_epoch,
+            ),
+        )
+
+
+def class_weights(y: np.ndarray, num_classes: int) -> np.ndarray:
+    """(K,) float32 weights that give every class the same share of the loss: N / (K N_k)."""
+    return (len(y) / (num_classes * np.bincount(y, minlength=num_classes))).astype(np.float32)
+
+
+def init_states(trainer: Trainer, x: np.ndarray) -> tuple[TrainState, ...]:
+    """Fresh members for series x (N, T, C)."""
+
+    @jax.jit
+    def init(key: jax.Array) -> TrainState:
+        variables = trainer.model.init(key, jnp.zeros((1, *x.shape[1:])))
+        params = variables["params"]
+        opt_state = trainer.optimizer.init(params)
+        return TrainState(jnp.int32(0), params, variables["batch_stats"], opt_state)
+
+    seed = trainer.config.seed
+    members = range(trainer.config.num_members)
+    return tuple(init(stream(seed, "initialization", member)) for member in members)
+
+
+def train_step(
+    trainer: Trainer,
+    weights: jax.Array,
+    state: TrainState,
+    x: jax.Array,
+    y: jax.Array,
+    key: jax.Array,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of Algorithm 1 on the batch that `state.step` is due; pure.
+
+    Args:
+      weights: (K,) class weights.
+      x: (N, T, C) and y (N,), the whole training split.
+      key: the member's training stream, the same at every step.
+
+    Returns:
+      The next state, and the step's loss, accuracy and learning rate.
+    """
+    optimizer = trainer.optimizer
+    key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+    rows = _batch_rows(trainer, key[0], state.step)
+    inputs_key, dropout_key = jax.random.split(jax.random.fold_in(key[1], state.step))
+    inputs, labels = noisy_masked(trainer.config, inputs_key, x[rows]), y[rows]
+
+    def loss_of(params: dict) -> tuple[jax.Array, tuple[jax.Array, dict]]:
+        logits, updated = trainer.model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            inputs,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout_key},
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        loss = jnp.average(losses, weights=weights[labels])
+        return loss, (logits, updated["batch_stats"])
+
+    (loss, (logits, batch_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+        state.params
+    )
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=loss)
+    next_state = TrainState(
+        state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state
+    )
+    metrics = {
+        "loss": loss,
+        "accuracy": (logits.argmax(axis=-1) == labels).mean(),
+        "learning_rate": trainer.config.learning_rate * opt_state[-1].scale,
+    }
+    return next_state, metrics
+
+
+def noisy_masked(config: TrainConfig, key: jax.Array, x: jax.Array) -> jax.Array:
+    """M * (x + sigma * noise) with a fresh mask and noise for every series of x (B, T, C)."""
+    noise_key, mask_key = jax.random.split(key)
+    noisy = x + config.sigma * jax.random.normal(noise_key, x.shape)
+    mask = masks.draw(config.ensemble, mask_key, x.shape[0], x.shape[1], config.keep)
+    return mask[:, :, None] * noisy
+
+
+def train(
+    trainer: Trainer,
+    x: np.ndarray,
+    y: np.ndarray,
+    states: tuple[TrainState, ...],
+    epochs_per_report: int = 10,
+) -> Iterator[tuple[tuple[TrainState, ...], list[dict[str, float]]]]:
+    """Trains every member to `config.epochs`, reporting as it goes.
+
+    A run may be cut at any report and continued from its states: the final parameters are the
+    same bits, however it was cut.
+
+    Yields:
+      (states, rows): the members after some more epochs, and for each of these epochs and each
+      member a row of epoch (from 1), member, mean loss, mean accuracy and learning rate.
+    """
+    weights = jnp.asarray(class_weights(y, trainer.model.num_classes))
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    steps_per_epoch = trainer.steps_per_epoch
+    done = int(states[0].step) // steps_per_epoch
+    while done < trainer.config.epochs:
+        epochs = min(epochs_per_report, trainer.config.epochs - done)
+        states, metrics = _advance(trainer, weights, states, x, y, epochs * steps_per_epoch)
+        rows = []
+        for epoch in range(epochs):
+            of_epoch = slice(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
+            for member in range(len(states)):
+                values = {name: metrics[name][member, of_epoch] for name in metrics}
+                rows.append(
+                    {
+                        "epoch": done + epoch + 1,
+                        "member": member,
+                        "loss": float(values["loss"].mean()),
+                        "accuracy": float(values["accuracy"].mean()),
+                        "learning_rate": float(values["learning_rate"][-1]),
+                    }
+                )
+        done += epochs
+        yield states, rows
+
+
+def finish(
+    trainer: Trainer, x: np.ndarray, states: tuple[TrainState, ...]
+) -> tuple[Variables, ...]:
+    """Each member's final variables: its weights, with BatchNorm statistics estimated again.
+
+    The statistics are averages over `recalibration_passes` noisy, masked batches of the training
+    series; one step's batch at a time, so that they are what BatchNorm saw in training.
+    """
+    passes = trainer.config.recalibration_passes
+    if not passes:
+        return tuple(state.variables for state in states)
+    x = jnp.asarray(x)
+    finished = []
+    for member, state in enumerate(states):
+        key = stream(trainer.config.seed, "recalibration", member)
+        total = jax.tree.map(jnp.zeros_like, state.batch_stats)
+        for step in range(passes):
+            total = _add_batch_stats(trainer, total, state.params, x, key, jnp.int32(step))
+        batch_stats = jax.tree.map(lambda leaf: leaf / passes, total)
+        finished.append({"params": state.params, "batch_stats": batch_stats})
+    return tuple(finished)
+
+
+def fit(
+    model: nn.Module, x: np.ndarray, y: np.ndarray, config: TrainConfig
+) -> tuple[tuple[Variables, ...], list[dict[str, float]]]:
+    """Trains from scratch in one go: series x (N, T, C), class indices y (N,).
+
+    Returns:
+      The variables of each member, and the history rows of `train`.
+    """
+    trainer = Trainer(model, config, len(x))
+    states, history = init_states(trainer, x), []
+    for states, rows in train(trainer, x, y, states):
+        history += rows
+    return finish(trainer, x, states), history
+
+
+def stack(trees: tuple) -> dict:
+    """Members' trees as one tree with a leading member axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _batch_rows(trainer: Trainer, key: jax.Array, step: jax.Array) -> jax.Array:
+    # Each epoch is a new permutation cut into equal batches. Where they do not divide evenly, the
+    # last is filled from the start of the permutation, so every series is seen every epoch.
+    epoch, position = step // trainer.steps_per_epoch, step % trainer.steps_per_epoch
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), trainer.num_examples)
+    rows = position * trainer.batch_size + jnp.arange(trainer.batch_size)
+    return order[rows % trainer.num_examples]
+
+
+def _advance(
+    trainer: Trainer,
+    weights: jax.Array,
+    states: tuple[TrainState, ...],
+    x: jax.Array,
+    y: jax.Array,
+    steps: int,
+) -> tuple[tuple[TrainState, ...], dict[str, np.ndarray]]:
+    """Runs `steps` steps of every member; metrics (members, steps).
+
+    The one place that decides how steps are batched into compiled calls. XLA's CPU backend runs
+    the gradient of a convolution 24 to 60 times slower inside any control flow, and grouped
+    convolutions slower than one after another: there, a Python loop over one compiled step. On an
+    accelerator, one call scans over all steps with the members side by side.
+    """
+    keys = [stream(trainer.config.seed, "training", member) for member in range(len(states))]
+    if jax.default_backend() == "cpu":
+        ends, metrics = [], []
+        for state, key in zip(states, keys, strict=True):
+            of_member = []
+            for _ in range(steps):
+                state, of_step = _compiled_step(trainer, weights, state, x, y, key)
+                of_member.append(of_step)
+            ends.append(state)
+            metrics.append(jax.tree.map(lambda *leaves: np.stack(leaves), *of_member))
+        return tuple(ends), jax.tree.map(lambda *leaves: np.stack(leaves), *metrics)
+    stacked, metrics = _scanned_steps(trainer, weights, stack(states), x, y, jnp.stack(keys), steps)
+    members = range(len(states))
+    return (
+        tuple(jax.tree.map(lambda leaf: leaf[member], stacked) for member in members),  # noqa: B023
+        jax.tree.map(np.asarray, metrics),
+    )
+
+
+_compiled_step: Callable = partial(jax.jit, static_argnums=0, donate_argnums=2)(train_step)
+
+
+@partial(jax.jit, static_argnums=(0, 6))
+def _scanned_steps(
+    trainer: Trainer,
+    weights: jax.Array,
+    stacked: TrainState,
+    x: jax.Array,
+    y: jax.Array,
+    keys: jax.Array,
+    steps: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    def of_member(state: TrainState, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+        return jax.lax.scan(
+            lambda s, _: train_step(trainer, weights, s, x, y, key), state, length=steps
+        )
+
+    return jax.vmap(of_member)(stacked, keys)
+
+
+@partial(jax.jit, static_argnums=0)
+def _add_batch_stats(
+    trainer: Trainer, total: dict, params: dict, x: jax.Array, key: jax.Array, step: jax.Array
+) -> dict:
+    key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+    rows = _batch_rows(trainer, key[0], step)
+    inputs_key, dropout_key = jax.random.split(jax.random.fold_in(key[1], step))
+    # BatchNorm's update is momentum * old + (1 - momentum) * batch; from zeros, the batch's part.
+    variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)}
+    _, updated = trainer.model.apply(
+        variables,
+        noisy_masked(trainer.config, inputs_key, x[rows]),
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": dropout_key},
+    )
+    return jax.tree.map(
+        lambda t, u: t + u / (1 - BATCH_NORM_MOMENTUM), total, updated["batch_stats"]
+    )
