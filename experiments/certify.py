@@ -188,20 +188,9 @@ def find_run() -> tuple[Path, dict[str, Any]]:
 
 
 def train_command() -> str:
-    names = (
-        "dataset",
-        "data_dir",
-        "scaling",
-        "model",
-        "ensemble",
-        "sigma",
-        "keep",
-        "seed",
-        "runs_dir",
-    )
-    given = [f"--{n}={FLAGS[n].value}" for n in names if FLAGS[n].value != FLAGS[n].default]
-    always = [f"--{n}={FLAGS[n].value}" for n in ("dataset", "sigma")]
-    return " ".join(["python experiments/train.py", *dict.fromkeys([*always, *given])])
+    others = ("data_dir", "scaling", "model", "ensemble", "keep", "seed", "runs_dir")
+    names = ["dataset", "sigma", *(n for n in others if FLAGS[n].value != FLAGS[n].default)]
+    return " ".join(["python experiments/train.py", *(f"--{n}={FLAGS[n].value}" for n in names)])
 
 
 def load_classifier(

@@ -86,7 +86,8 @@ def train(run: Path, config: training.TrainConfig, dataset: data.Dataset) -> Non
 
     started = last_save = time.monotonic()
     with tqdm(total=config.epochs, initial=done, unit="epoch", desc="training") as bar:
-        for states, rows in training.train(trainer, x, y, states):
+        for latest, rows in training.train(trainer, x, y, states):
+            states = latest
             history += rows
             done = rows[-1]["epoch"]
             bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}", accuracy=f"{rows[-1]['accuracy']:.3f}")

@@ -311,4 +311,5 @@ def file_text(values: Sequence[Sequence[str]]) -> bytes:
 def seconds_text(seconds: float) -> str:
     """H:MM:SS.ffffff, the form of the `time` column in Cohen et al.'s files."""
     whole = math.floor(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}.{int((seconds - whole) * 1e6):06d}"
+    micros = int((seconds - whole) * 1e6)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}.{micros:06d}"

@@ -273,7 +273,8 @@ def fit(
     """
     trainer = Trainer(model, config, len(x))
     states, history = init_states(trainer, x), []
-    for states, rows in train(trainer, x, y, states):
+    for latest, rows in train(trainer, x, y, states):
+        states = latest
         history += rows
     return finish(trainer, x, states), history
 
@@ -326,7 +327,7 @@ def _advance(
     )
 
 
-_compiled_step: Callable = partial(jax.jit, static_argnums=0, donate_argnums=2)(train_step)
+_compiled_step: Callable = jax.jit(train_step, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=(0, 6))
