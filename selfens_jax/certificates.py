@@ -18,20 +18,21 @@ into batches. (3) f and the sum x + sigma * noise are what the device computed; 
 taken as part of f. (4) n and alpha are fixed before the counts are seen (no drawing until it
 certifies). What happens here on the host is rounded down: see ``_MARGIN``.
 
-*Proof.* Write a = alpha/2 < 1/2, K_c ~ Bin(n, p_c) for the count of class c, and T_k(p) =
+*Proof.* Write a = alpha/2 < 1/2, N_c ~ Bin(n, p_c) for the count of class c, and T_k(p) =
 P(Bin(n, p) >= k), which for k >= 1 increases strictly from 0 to 1 in p. The Clopper-Pearson bound
-is L(0) = 0 and L(k) = the p with T_k(p) = a; it increases with k, and L(k) > t iff T_k(t) < a.
+is L(0) = 0 and L(k) = the p with T_k(p) = a; it increases with k, and L(k) > t iff T_k(t) < a
+(for every t in [0, 1]; T_0 is 1).
 
 1. Coverage. For every t the set {k : L(k) > t} is {k >= k(t)}, where k(t) is the least k with
-   T_k(t) < a. So P(L(K_c) > p_c) = T_{k(p_c)}(p_c) < a, or 0 if there is no such k.
-2. What is certified. Class c is certified iff L(K_c) > 1/2, iff K_c >= k0 := k(1/2). For k <= n/2
+   T_k(t) < a. So P(L(N_c) > p_c) = T_{k(p_c)}(p_c) < a, or 0 if there is no such k.
+2. What is certified. Class c is certified iff L(N_c) > 1/2, iff N_c >= k0 := k(1/2). For k <= n/2
    symmetry gives T_k(1/2) >= 1/2 > a, so k0 > n/2: at most one class is certified, it holds the
    strict majority of the votes, and a tie for the top abstains.
-3. What a false certificate is. If p_c >= L(K_c) then p_c > 1/2, so c is g's class at x, and by
+3. What a false certificate is. If p_c >= L(N_c) then p_c > 1/2, so c is g's class at x, and by
    Theorem 1 of Cohen et al. (2019) with p_B = 1 - p_A its true radius is at least
-   sigma * Phi^-1(p_c) >= sigma * Phi^-1(L(K_c)) = R. So a wrong class or a radius above the true
-   one needs, for some c, the event F_c: L(K_c) > max(1/2, p_c).
-4. A class with p_c >= 1/2: P(F_c) = P(L(K_c) > p_c) <= a by step 1.
+   sigma * Phi^-1(p_c) >= sigma * Phi^-1(L(N_c)) = R. So a wrong class or a radius above the true
+   one needs, for some c, the event F_c: L(N_c) > max(1/2, p_c).
+4. A class with p_c >= 1/2: P(F_c) = P(L(N_c) > p_c) <= a by step 1.
 5. A class with p_c <= 1/2: P(F_c) = T_k0(p_c) (0 if k0 does not exist). The derivative of T_k0 is
    proportional to p^(k0-1) (1-p)^(n-k0), which increases while p <= (k0-1)/(n-1). As k0 is an
    integer above n/2, 2 k0 >= n + 1 and (k0-1)/(n-1) >= 1/2, so T_k0 is convex on [0, 1/2] (linear
@@ -198,7 +199,7 @@ def goodman_intervals(counts, alpha: float) -> tuple[np.ndarray, np.ndarray]:
 
     Score intervals for every class at alpha/K. They rest on the normal approximation, which is
     poor where a class has few votes, as it has wherever a radius is large. No rate above alpha was
-    found by the enumeration in experiments/coverage.py, but nothing proves that there is none.
+    found by the enumeration in experiments/interval_coverage.py, but nothing proves that there is none.
     """
     counts, alpha = _check_counts(counts), _check_alpha(alpha)
     n = counts.sum(axis=-1, keepdims=True)

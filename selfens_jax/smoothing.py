@@ -56,9 +56,15 @@ class DeepEnsemble:
     stacked_variables: dict
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        # One member after another: vmap over weights makes grouped convolutions, slow on CPU.
-        logits = jax.lax.map(lambda v: self.model.apply(v, x, train=False), self.stacked_variables)
-        return logits.mean(axis=0)
+        # Members written out one after another: on CPU, vmap over weights makes slow grouped
+        # convolutions, and a loop over members would make their gradients (attacks) slow.
+        num_members = jax.tree.leaves(self.stacked_variables)[0].shape[0]
+        members = [
+            jax.tree.map(lambda leaf, m=m: leaf[m], self.stacked_variables)
+            for m in range(num_members)
+        ]
+        logits = [self.model.apply(variables, x, train=False) for variables in members]
+        return jnp.stack(logits).mean(axis=0)
 
 
 def self_ensemble(model: nn.Module, variables: dict, masks: jax.Array) -> SelfEnsemble:
@@ -76,6 +82,12 @@ def self_ensemble(model: nn.Module, variables: dict, masks: jax.Array) -> SelfEn
 def deep_ensemble(model: nn.Module, stacked_variables: dict) -> DeepEnsemble:
     """The deep ensemble of members whose variables are stacked along a first axis."""
     return DeepEnsemble(model, stacked_variables)
+
+
+def mean_logits(predict: Predict, x: jax.Array) -> jax.Array:
+    """Logits (B, K) of `predict`, averaged over members where it returns (members, B, K)."""
+    logits = predict(x)
+    return logits.mean(axis=0) if logits.ndim == 3 else logits
 
 
 def count_votes(
@@ -212,9 +224,7 @@ def _votes(
     example_key = jax.random.fold_in(key, index)
     draw_keys = jax.vmap(partial(jax.random.fold_in, example_key))(draws)
     noise = jax.vmap(lambda k: jax.random.normal(k, series.shape))(draw_keys)
-    logits = predict(series + sigma * noise)
-    if logits.ndim == 3:
-        logits = logits.mean(axis=0)
+    logits = mean_logits(predict, series + sigma * noise)
     counted = (draws < num_draws) & ~jnp.isnan(logits).any(axis=-1)
     votes = jax.nn.one_hot(logits.argmax(axis=-1), num_classes, dtype=jnp.int32)
     return jnp.where(counted[:, None], votes, 0).sum(axis=0)

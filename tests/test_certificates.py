@@ -72,6 +72,8 @@ def test_a_tie_for_the_top_abstains(interval, bound):
     result = certify_counts(counts, 1.0, interval=interval, bound=bound)
     np.testing.assert_array_equal(result.prediction, -1)
     np.testing.assert_array_equal(result.radius, 0)
+    # One vote proves nothing; Sison-Glaz then has p_A = p_B = 1.
+    assert certify_counts([1, 0], 1.0, interval=interval, bound=bound).prediction == -1
 
 
 @pytest.mark.parametrize(("interval", "bound"), ALL_OPTIONS)

@@ -45,8 +45,7 @@ def log_multinomial_coefficients(counts):
 def is_false(certificates, p):
     """Whether each certificate, at sigma 1, claims more than p (K,) grants its class."""
     granted = np.maximum(special.ndtri(p), 0)[certificates.prediction]
-    # Too little by one ulp of p is not what is tested here; see the checks in high precision.
-    return (certificates.prediction >= 0) & (certificates.radius > granted + 1e-13)
+    return (certificates.prediction >= 0) & (certificates.radius > granted)
 
 
 def exact_tail(k, n, p):
@@ -69,25 +68,27 @@ P_GRID = np.unique(
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 20, 100, 1000, 100_000])
-@pytest.mark.parametrize("level", [0.25, 0.05, 5e-4, 1e-9])
-def test_the_binomial_bound_covers(n, level):
+def test_the_binomial_bound_covers(n):
     k = np.arange(n + 1)
-    bound = clopper_pearson_lower(k, n, level)
-    assert np.all(np.diff(bound) > 0)
-    for p in P_GRID:
-        missed = stats.binom.pmf(k, n, p)[bound > p].sum()
-        assert missed <= level
+    levels = (0.25, 0.05, 5e-4, 1e-9)
+    bounds = [clopper_pearson_lower(k, n, level) for level in levels]
+    for p in P_GRID[:: 3 if n > 1000 else 1]:
+        pmf = stats.binom.pmf(k, n, p)
+        for bound, level in zip(bounds, levels, strict=True):
+            assert pmf[bound > p].sum() <= level
     # Just below a bound the miss is as large as it gets: it reaches the level and keeps it.
-    for k in {1, n // 2 + 1, n}:
-        p = np.nextafter(clopper_pearson_lower(k, n, level), 0)
-        missed = stats.binom.sf(k - 1, n, p)
-        assert 0.999 * level < missed <= level
+    for bound, level in zip(bounds, levels, strict=True):
+        assert np.all(np.diff(bound) > 0)
+        for count in {1, n // 2 + 1, n}:
+            missed = stats.binom.sf(count - 1, n, np.nextafter(bound[count], 0))
+            assert 0.999 * level < missed <= level
 
 
-@pytest.mark.parametrize("n", [1, 7, 100, 1000, 10**5, 10**6])
+@pytest.mark.parametrize("n", [1, 7, 100, 1000, 10**5, 10**6, 10**8])
 @pytest.mark.parametrize("level", [0.25, 5e-4, 5e-13])
 def test_the_binomial_bound_is_rounded_down(n, level):
-    for k in {n, max(n - 1, 1), n - n // 1000, n - n // 10, n // 2 + 1}:
+    middle = {n - n // 1000, n - n // 10, n // 2 + 1} if n <= 10**6 else {n - 20}
+    for k in {n, max(n - 1, 1)} | middle:
         bound = mpmath.mpf(float(clopper_pearson_lower(k, n, level)))
         assert exact_tail(k, n, bound) <= mpmath.mpf(level)
         assert exact_tail(k, n, bound * (1 + mpmath.mpf("3e-12"))) > mpmath.mpf(level)
@@ -141,22 +142,20 @@ def test_level_alpha_without_a_selection_sample_would_not_be_valid():
     assert worst_rate(60, 2, 0.05) <= 0.05
 
 
-def exact_rate(n, p, alpha):
-    """The exact rate for any number of classes, from one binomial tail per class.
+def exact_rates(n, alpha, points):
+    """The exact rate at each p of points (rows, K), from one binomial tail per class.
 
     At most one class is certified, so the events add; the certificate depends on the top count
-    alone (next test), so class c is falsely certified iff its count reaches the least k that claims
-    more than max(1/2, p_c).
+    alone (tested below), so class c is falsely certified iff its count reaches the least k that
+    claims more than max(1/2, p_c).
     """
     k = np.arange(n // 2 + 1, n + 1)
-    result = certify_counts(np.stack([k, n - k], axis=-1), 1.0, alpha)
-    assert np.all(np.diff(result.radius) >= 0)
-    total = 0.0
-    for p_c in p:
-        false = (result.prediction == 0) & (result.radius > max(special.ndtri(p_c), 0))
-        if false.any():
-            total += stats.binom.sf(k[false].min() - 1, n, p_c)
-    return total
+    radius = certify_counts(np.stack([k, n - k], axis=-1), 1.0, alpha).radius
+    assert np.all(np.diff(radius) >= 0)
+    points = np.asarray(points)
+    granted = np.maximum(special.ndtri(points), 0)
+    least = n // 2 + 1 + np.searchsorted(radius, granted, side="right")
+    return stats.binom.sf(least - 1, n, points).sum(axis=-1)
 
 
 def test_the_exact_rate_agrees_with_enumeration():
@@ -166,21 +165,22 @@ def test_the_exact_rate_agrees_with_enumeration():
         p = np.array(p)
         pmf = np.exp(log_multinomial_coefficients(counts) + special.xlogy(counts, p).sum(axis=-1))
         enumerated = pmf[is_false(certificates, p)].sum()
-        assert exact_rate(30, p, 0.05) == pytest.approx(enumerated, abs=1e-12)
+        assert exact_rates(30, 0.05, [p])[0] == pytest.approx(enumerated, abs=1e-12)
 
 
 def test_a_default_certificate_depends_on_the_top_count_alone():
     rng = np.random.default_rng(0)
     for num_classes in (3, 10, 60):
-        p = rng.dirichlet(np.full(num_classes, 0.1), size=300)
+        p = rng.dirichlet(np.full(num_classes, 1 / num_classes), size=300)
         counts = rng.multinomial(500, p)
         many = certify_counts(counts, 1.0)
         top = counts.max(axis=-1)
         two = certify_counts(np.stack([top, 500 - top], axis=-1), 1.0)
-        np.testing.assert_array_equal(many.radius, two.radius)
-        # Fewer than half the votes would make the other side of `two` the winner.
-        np.testing.assert_array_equal(many.prediction >= 0, two.prediction == 0)
-        certified = many.prediction >= 0
+        # With fewer than half the votes the other side of `two` would win.
+        certified = two.prediction == 0
+        assert 50 < certified.sum() < 300
+        np.testing.assert_array_equal(many.prediction >= 0, certified)
+        np.testing.assert_array_equal(many.radius, np.where(certified, two.radius, 0))
         np.testing.assert_array_equal(many.prediction[certified], counts.argmax(-1)[certified])
 
 
@@ -189,19 +189,15 @@ def test_a_default_certificate_depends_on_the_top_count_alone():
 def test_the_default_is_false_at_most_alpha_for_up_to_sixty_classes(n, alpha):
     rng = np.random.default_rng(1)
     tops = thresholds(n, alpha)
-    tops = np.concatenate([[0.5, 0.5 + 1e-4], tops[:: max(1, len(tops) // 40)], tops[-2:]])
+    tops = np.concatenate([[0.5, 0.5 + 1e-4], tops[:: max(1, len(tops) // 100)], tops[-2:]])
     rates = []
     for num_classes in (2, 3, 5, 12, 60):
         others = num_classes - 1
-        points = [np.full(num_classes, 1 / num_classes)]
-        for top in tops:
-            points.append(np.append(top, np.full(others, (1 - top) / others)))
-            points.append(np.append(top, (1 - top) * np.eye(others)[0]))
-            if num_classes > 2:
-                points.append(np.append(top, (1 - top) * rng.dirichlet(np.full(others, 0.3))))
-                rest = np.full(others - 1, 0.02 / (others - 1))
-                points.append(np.concatenate([[0.49, 0.49], rest]))
-        rates += [exact_rate(n, p, alpha) for p in points]
+        splits = np.stack([np.full(others, 1 / others), np.eye(others)[0]])
+        splits = np.concatenate([splits, rng.dirichlet(np.full(others, 0.3), size=3)])
+        points = [np.append(top, (1 - top) * split) for top in tops for split in splits]
+        points += [np.full(num_classes, 1 / num_classes), *rng.dirichlet([0.2] * num_classes, 20)]
+        rates.append(exact_rates(n, alpha, points).max())
     assert max(rates) <= alpha
     assert max(rates) >= alpha / 4
 
@@ -219,12 +215,12 @@ def test_sison_glaz_claims_certainty_and_is_wrong_about_it():
         assert pmf[is_false(certificates, np.array([0.999, 0.001]))].sum() > 0.36
 
 
-def test_the_published_procedure_is_false_near_a_tie_almost_surely():
+def test_the_published_procedure_is_false_near_a_tie_almost_always():
     counts = np.stack([np.arange(1001), 1000 - np.arange(1001)], axis=-1)
     certificates = certify_counts_as_published(counts, 1.0)
-    p = np.array([0.505, 0.495])
+    p = np.array([0.501, 0.499])
     pmf = stats.binom.pmf(counts[:, 0], 1000, p[0])
-    assert pmf[is_false(certificates, p)].sum() > 0.99
+    assert pmf[is_false(certificates, p)].sum() == pytest.approx(0.989, abs=1e-3)
     # The default abstains instead.
     default = certify_counts(counts, 1.0, alpha=0.05)
     assert pmf[default.prediction < 0].sum() > 0.9
@@ -283,8 +279,8 @@ def test_the_renyi_supremum_is_found_over_every_order(pairs):
             low, high = (low, right) if values[0] > values[1] else (left, high)
         best = max(values)
         assert found[i] <= best
-        # The absolute safety margin of 1e-14 within the logarithm is all that is lost.
-        assert found[i] >= best * mpmath.mpf("0.99999999") - mpmath.mpf("1e-13")
+        # What is lost to the margin of 1e-14 within the logarithm, at the edges of the grid.
+        assert found[i] >= best * (1 - mpmath.mpf("1e-6")) - mpmath.mpf("1e-13")
 
 
 def test_the_renyi_bound_is_never_below_the_papers_grid(pairs):
@@ -324,7 +320,7 @@ def test_radii_and_what_is_written_never_exceed_the_exact_radius():
     rng = np.random.default_rng(2)
     for n in (5, 33, 100, 1000, 1000, 10**4, 10**6):
         for alpha in (0.3, 0.05, 0.001, 1e-12):
-            for k in n - np.unique(rng.geometric(2 / n, size=8) - 1):
+            for k in np.unique(np.maximum(n + 1 - rng.geometric(2 / n, size=8), 0)):
                 sigma = float(rng.uniform(0.01, 3))
                 result = certify_counts([k, n - k], sigma, alpha)
                 if k <= n // 2 or result.prediction != 0:

@@ -1,6 +1,6 @@
 """Nominal against true coverage of every way to turn counts into a certificate, as Markdown.
 
-    python experiments/coverage.py
+    python experiments/interval_coverage.py
 
 For every vector of counts of n draws over K classes the library certifies once; the rate of false
 certificates under class probabilities p is then a finite sum, without sampling error. A certificate
@@ -22,7 +22,7 @@ flags.DEFINE_multi_integer("num_classes", [2, 3], "Numbers of classes K (2 or 3)
 flags.DEFINE_multi_float("alpha", [0.05, 0.001], "Nominal failure probabilities.")
 
 TOP_COUNTS = (1000, 999, 990, 900, 600)
-TOP_PROBABILITIES = (0.501, 0.51, 0.55, 0.6, 0.9, 0.99, 0.999, 0.9999)
+TOP_PROBABILITIES = (0.501, 0.51, 0.55, 0.6, 0.9, 0.99, 0.9934, 0.999, 0.9999)
 
 
 def procedures(alpha: float) -> dict:

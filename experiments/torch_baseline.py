@@ -1,0 +1,376 @@
+"""The benchmark's other side: the three networks, certification and training in PyTorch.
+
+Written from the papers' descriptions of the architectures. Series are (batch, channels, time)
+here, PyTorch's layout. This module imports no JAX.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Networks. A submodule is called as its Flax counterpart is, in snake case: the list `conv` holds
+# Conv_0, Conv_1, ... That is how `from_flax` finds the weights.
+
+
+class Conv(nn.Conv1d):
+    """Convolution that keeps the length; also takes (B, C, 1, T), which can be channels last."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, kernel, padding="same", bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 3:
+            return super().forward(x)
+        # Padding by hand would copy x. An even kernel needs one step less on the left: padded
+        # alike on both sides, its output is one step longer, and the first step goes.
+        (kernel,) = self.kernel_size
+        weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        y = functional.conv2d(x, weight, self.bias, padding=(0, kernel // 2))
+        return y[..., 1 - kernel % 2 :]
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """As Flax's with momentum 0.9, but PyTorch's running variance is the unbiased estimate."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-5, momentum=0.1)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """(B, C, 1, T) is normalised as (B, C, T) is."""
+
+
+def max_pool_of_three(x: Tensor, stride: int = 1) -> Tensor:
+    """Maximum over centred windows of three steps along the last axis."""
+    if x.ndim == 3:
+        return functional.max_pool1d(x, 3, stride, padding=1)
+    return functional.max_pool2d(x, (1, 3), (1, stride), padding=(0, 1))
+
+
+def mean_over_time(x: Tensor) -> Tensor:
+    """(B, C, T) or (B, C, 1, T) -> (B, C)."""
+    return x.mean(dim=tuple(range(2, x.ndim)))
+
+
+class InceptionModule(nn.Module):
+    def __init__(self, channels: int, filters: int = 32) -> None:
+        super().__init__()
+        self.bottleneck = Conv(channels, filters, 1, bias=False) if channels > 1 else None
+        narrow = filters if channels > 1 else channels
+        self.conv = nn.ModuleList([Conv(narrow, filters, k, bias=False) for k in (40, 20, 10)])
+        self.conv.append(Conv(channels, filters, 1, bias=False))
+        self.batch_norm = nn.ModuleList([BatchNorm(4 * filters)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        narrow = x if self.bottleneck is None else self.bottleneck(x)
+        branches = [conv(narrow) for conv in self.conv[:3]]
+        branches.append(self.conv[3](max_pool_of_three(x)))
+        return functional.relu(self.batch_norm[0](torch.cat(branches, dim=1)))
+
+
+class InceptionTime(nn.Module):
+    def __init__(self, num_classes: int, channels: int, length: int) -> None:
+        super().__init__()
+        sizes = (channels, 128, 128, 128, 128, 128)
+        self.inception_module = nn.ModuleList([InceptionModule(size) for size in sizes])
+        self.conv = nn.ModuleList([Conv(size, 128, 1, bias=False) for size in (channels, 128)])
+        self.batch_norm = nn.ModuleList([BatchNorm(128) for _ in range(2)])
+        self.dense = nn.ModuleList([nn.Linear(128, num_classes)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in range(2):
+            shortcut = self.batch_norm[block](self.conv[block](x))
+            for module in self.inception_module[3 * block : 3 * block + 3]:
+                x = module(x)
+            x = functional.relu(x + shortcut)
+        return self.dense[0](mean_over_time(x))
+
+
+class LSTMFCN(nn.Module):
+    def __init__(self, num_classes: int, channels: int, length: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(length, 64, batch_first=True)
+        sizes = ((channels, 128, 8), (128, 256, 5), (256, 128, 3))
+        self.conv = nn.ModuleList([Conv(*size) for size in sizes])
+        self.batch_norm = nn.ModuleList([BatchNorm(size) for _, size, _ in sizes])
+        self.dense = nn.ModuleList([nn.Linear(64 + 128, num_classes)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Each channel is one step, whose features are the whole series.
+        lstm = self.lstm(x.flatten(2))[0][:, -1]
+        lstm = functional.dropout(lstm, 0.8, self.training)
+        for conv, batch_norm in zip(self.conv, self.batch_norm, strict=True):
+            x = functional.relu(batch_norm(conv(x)))
+        return self.dense[0](torch.cat([lstm, mean_over_time(x)], dim=1))
+
+
+class AttentionBlock(nn.Module):
+    def __init__(self, channels: int, filters: int) -> None:
+        super().__init__()
+        wide = 3 * filters
+        self.conv = nn.ModuleList([Conv(channels, filters, k) for k in (3, 6, 12)])
+        self.batch_norm = nn.ModuleList([BatchNorm(wide)])
+        self.dense = nn.ModuleList([nn.Linear(wide, wide // 16), nn.Linear(wide // 16, wide)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([conv(x) for conv in self.conv], dim=1)
+        y = functional.relu(self.batch_norm[0](y))
+        attention = functional.relu(self.dense[0](mean_over_time(y)))
+        attention = torch.sigmoid(self.dense[1](attention))
+        return y * attention.reshape(*attention.shape, *[1] * (y.ndim - 2))
+
+
+class MACNN(nn.Module):
+    def __init__(self, num_classes: int, channels: int, length: int) -> None:
+        super().__init__()
+        inputs = (channels, 192, 192, 384, 384, 768)
+        filters = (64, 64, 128, 128, 256, 256)
+        self.attention_block = nn.ModuleList(map(AttentionBlock, inputs, filters))
+        self.dense = nn.ModuleList([nn.Linear(768, num_classes)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, block in enumerate(self.attention_block):
+            if number in (2, 4):
+                x = max_pool_of_three(x, stride=2)
+            x = block(x)
+        return self.dense[0](mean_over_time(x))
+
+
+NAMES = {"inception_time": InceptionTime, "lstm_fcn": LSTMFCN, "macnn": MACNN}
+
+
+def create(name: str, num_classes: int, channels: int, length: int) -> nn.Module:
+    """The network `name`, in eval mode: series (B, C, T) -> logits (B, K)."""
+    return NAMES[name](num_classes, channels, length).eval()
+
+
+def from_flax(
+    name: str, variables: dict[str, Any], num_classes: int, channels: int, length: int
+) -> nn.Module:
+    """The network `name` with the variables of its Flax counterpart: the same logits."""
+    net = create(name, num_classes, channels, length)
+    for path, module in net.named_modules():
+        if isinstance(module, Conv | nn.Linear | BatchNorm | nn.LSTM):
+            values = _leaves(path, variables)
+            state = module.state_dict() | {key: torch.tensor(v) for key, v in values.items()}
+            module.load_state_dict(state)
+    return net
+
+
+def _leaves(path: str, variables: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The values of one layer, under PyTorch's names and in its layout."""
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    if path == "lstm":
+        cell = params["OptimizedLSTMCell_0"]
+        gates = "ifgo"
+        return {
+            "weight_ih_l0": np.concatenate([cell[f"i{g}"]["kernel"] for g in gates], axis=1).T,
+            "weight_hh_l0": np.concatenate([cell[f"h{g}"]["kernel"] for g in gates], axis=1).T,
+            "bias_ih_l0": np.zeros(4 * 64, np.float32),  # Flax has one bias, PyTorch two
+            "bias_hh_l0": np.concatenate([cell[f"h{g}"]["bias"] for g in gates]),
+        }
+    for name in _flax_path(path):
+        params, stats = params[name], stats.get(name, {})
+    values = {key: np.asarray(value) for key, value in (*params.items(), *stats.items())}
+    if "kernel" in values:  # (time, in, out) or (in, out)
+        values["weight"] = values.pop("kernel").T
+    renamed = {"scale": "weight", "mean": "running_mean", "var": "running_var"}
+    return {renamed.get(key, key): np.ascontiguousarray(value) for key, value in values.items()}
+
+
+def _flax_path(path: str) -> Iterator[str]:
+    """inception_module.2.conv.0 -> InceptionModule_2, Conv_0."""
+    words = path.split(".")
+    while words:
+        name = words.pop(0)
+        if words and words[0].isdigit():
+            yield "".join(w.capitalize() for w in name.split("_")) + f"_{words.pop(0)}"
+        else:
+            yield name
+
+
+# Certification: the votes of one example.
+
+
+def count_votes_as_published(
+    net: nn.Module,
+    x: Tensor,
+    masks: Tensor,
+    sigma: float,
+    num_draws: int,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Votes as the paper's code counts them: batches of 128 draws, one mask after another.
+
+    Nothing turns autograd off, so every forward pass records its graph.
+
+    Args:
+      x: (C, T) one series.
+      masks: (m, T).
+      noise: (n, C, T) standard normal; drawn if None.
+
+    Returns:
+      (K,) counts.
+    """
+    counts = 0
+    for start in range(0, num_draws, 128):
+        size = min(128, num_draws - start)
+        drawn = _draw(x, size) if noise is None else noise[start : start + size]
+        noisy = x + sigma * drawn
+        logits = torch.stack([net(mask * noisy) for mask in masks]).mean(dim=0)
+        counts = counts + torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1])
+    return counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """How PyTorch is asked to run: what `tune` chooses."""
+
+    draws_per_batch: int = 100  # times m masks are the rows of a forward pass
+    channels_last: bool = False
+    compiled: bool = False
+    bfloat16: bool = False
+
+    def __str__(self) -> str:
+        on = [f.name for f in dataclasses.fields(self)[1:] if getattr(self, f.name)]
+        return ", ".join([f"{self.draws_per_batch} draws a batch", *on])
+
+
+def prepare(net: nn.Module, setup: Setup) -> Callable[[Tensor], Tensor]:
+    """The network as a function (B, C, T) -> logits (B, K), set up as asked."""
+    net = copy.deepcopy(net)
+
+    def forward(x: Tensor) -> Tensor:
+        if setup.channels_last:
+            x = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=setup.bfloat16):
+            return net(x)
+
+    return torch.compile(forward, dynamic=False) if setup.compiled else forward
+
+
+@torch.inference_mode()
+def count_votes(
+    forward: Callable[[Tensor], Tensor],
+    x: Tensor,
+    masks: Tensor,
+    sigma: float,
+    num_draws: int,
+    draws_per_batch: int,
+    noise: Tensor | None = None,
+) -> Tensor:
+    """Votes as well as PyTorch can: no autograd, masks folded into a batch of the best size.
+
+    Args and returns: as `count_votes_as_published`; `forward` and `draws_per_batch` are a
+    setup's. Every batch has the same shape; draws beyond num_draws do not vote.
+    """
+    counts = 0
+    for start in range(0, num_draws, draws_per_batch):
+        size = min(draws_per_batch, num_draws - start)
+        drawn = _draw(x, draws_per_batch)
+        if noise is not None:
+            drawn[:size] = noise[start : start + size]
+        rows = masks[:, None, None, :] * (x + sigma * drawn)
+        logits = forward(rows.flatten(0, 1)).unflatten(0, (len(masks), -1)).mean(dim=0)
+        counts = counts + torch.bincount(logits[:size].argmax(dim=1), minlength=logits.shape[1])
+    return counts
+
+
+def _draw(x: Tensor, size: int) -> Tensor:
+    return torch.randn(size, *x.shape, device=x.device)
+
+
+def tune(
+    seconds_per_draw: Callable[[Setup], float],
+    sizes: tuple[int, ...],
+    options: tuple[str, ...] = ("channels_last", "compiled", "bfloat16"),
+) -> tuple[Setup, Setup, list[tuple[Setup, float | str]]]:
+    """Tries batch sizes, then each option on top of what has been best; keeps what helps.
+
+    An option that fails (no compiler, no such kernel) is one that does not help.
+
+    Returns:
+      The best setup in float32, the best of all, and every trial with its seconds a draw or the
+      reason why it failed.
+    """
+    trials: list[tuple[Setup, float | str]] = []
+    best, least = Setup(draws_per_batch=sizes[0]), float("inf")
+
+    def attempt(setup: Setup) -> None:
+        nonlocal best, least
+        try:
+            seconds = seconds_per_draw(setup)
+        except Exception as error:  # whatever this build of PyTorch lacks
+            trials.append((setup, str(error).strip().split("\n")[0] or type(error).__name__))
+            return
+        trials.append((setup, seconds))
+        if seconds < least:
+            best, least = setup, seconds
+
+    for size in sizes:
+        attempt(Setup(draws_per_batch=size))
+    for option in options:
+        if option != "bfloat16":
+            attempt(dataclasses.replace(best, **{option: True}))
+    best_float32 = best
+    if "bfloat16" in options:
+        # From the fastest float32 setup, and from the plain one, whose layout may suit it better.
+        attempt(dataclasses.replace(best_float32, bfloat16=True))
+        attempt(Setup(best_float32.draws_per_batch, not best_float32.channels_last, bfloat16=True))
+    return best_float32, best, trials
+
+
+# Training
+
+
+class Trainer:
+    """Algorithm 1 in PyTorch: a step on one batch, as `selfens_jax.training.train_step` does.
+
+    Args:
+      mask_pool: (P, T) masks; every series of a batch gets one of them at random. Drawing them
+        is thus left out of PyTorch's time.
+      class_weights: (K,).
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        setup: Setup,
+        sigma: float,
+        mask_pool: Tensor,
+        class_weights: Tensor,
+        learning_rate: float = 1e-3,
+    ) -> None:
+        self.net = copy.deepcopy(net).train()
+        self.setup, self.sigma = setup, sigma
+        self.mask_pool, self.class_weights = mask_pool, class_weights
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=learning_rate)
+        self._loss = torch.compile(self._loss_of) if setup.compiled else self._loss_of
+
+    def step(self, x: Tensor, y: Tensor) -> Tensor:
+        """One step of Adam on x (B, C, T), y (B,); the loss, still on the device."""
+        masks = self.mask_pool[torch.randint(len(self.mask_pool), (len(x),), device=x.device)]
+        inputs = masks[:, None, :] * (x + self.sigma * torch.randn_like(x))
+        if self.setup.channels_last:
+            inputs = inputs.unsqueeze(2).contiguous(memory_format=torch.channels_last)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._loss(inputs, y)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def _loss_of(self, inputs: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self.setup.bfloat16):
+            logits = self.net(inputs)
+        return functional.cross_entropy(logits.float(), y, weight=self.class_weights)
+
+
+def synchronise(device: str) -> None:
+    """Waits for the work given to the device, so that a clock can be read."""
+    if device == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,24 @@
+import io
+
+import numpy as np
+from matplotlib.image import imread
+
+from selfens_jax import plots
+
+
+def test_the_curve_is_a_png_that_depends_on_the_certificates():
+    radius, correct = np.array([0.5, 1.0, 0.0]), np.array([True, True, False])
+    png = plots.certified_accuracy_curve({"a": (radius, correct)}, "title", note="note")
+    assert png.startswith(b"\x89PNG")
+    picture = imread(io.BytesIO(png))
+    assert picture.shape[0] > 200
+    again = plots.certified_accuracy_curve({"a": (radius, correct)}, "title", note="note")
+    assert png == again
+    other = plots.certified_accuracy_curve({"a": (radius, ~correct)}, "title", note="note")
+    assert not np.array_equal(picture, imread(io.BytesIO(other)))
+
+
+def test_curves_without_any_certificate_or_with_infinite_radii_can_be_drawn():
+    nothing = (np.zeros(2), np.array([False, False]))
+    infinite = (np.array([np.inf, 1.0]), np.array([True, True]))
+    assert plots.certified_accuracy_curve({"a": nothing, "b": infinite}, "title")

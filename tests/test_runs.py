@@ -1,0 +1,158 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from selfens_jax import runs
+from selfens_jax.errors import UserError
+
+SETTINGS = {"sigma": 0.5, "num_draws": 10}
+
+
+def votes_file(tmp_path):
+    path = tmp_path / "votes.tsv"
+    assert runs.open_votes(path, SETTINGS, 3) == {}
+    runs.append_votes(path, [4], [runs.Votes(np.array([7, 2, 1]), 0.5)])
+    runs.append_votes(path, [9], [runs.Votes(np.array([0, 0, 10]), 1.25)])
+    return path
+
+
+def test_votes_come_back(tmp_path):
+    votes = runs.open_votes(votes_file(tmp_path), SETTINGS, 3)
+    assert {i: v.counts.tolist() for i, v in votes.items()} == {4: [7, 2, 1], 9: [0, 0, 10]}
+    assert votes[9].seconds == 1.25
+
+
+@pytest.mark.parametrize("torn", ["1", "12\t0.5\t1", "12\t0.5\t10\t0\t0"])
+def test_a_torn_last_line_is_cut_off(tmp_path, torn):
+    path = votes_file(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + torn.encode())
+    assert set(runs.open_votes(path, SETTINGS, 3)) == {4, 9}
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("4\t0.1\t10\t0\t0", "example 4 twice"),
+        ("5\t0.1\t10\t1\t0", "damaged in line 4"),  # eleven votes of ten draws
+        ("5\t0.1\t10\t0", "damaged in line 4"),
+        ("5\t0.1\tx\t0\t0", "damaged in line 4"),
+    ],
+)
+def test_damaged_votes_are_refused(tmp_path, line, says):
+    path = votes_file(tmp_path)
+    with path.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=says):
+        runs.open_votes(path, SETTINGS, 3)
+
+
+def test_votes_of_other_settings_are_refused(tmp_path):
+    path = votes_file(tmp_path)
+    with pytest.raises(UserError, match="other settings"):
+        runs.open_votes(path, {**SETTINGS, "masks_sha256": "other"}, 3)
+    path.write_text("")
+    with pytest.raises(UserError, match="other settings"):
+        runs.open_votes(path, SETTINGS, 3)
+
+
+def test_trees_come_back_bit_for_bit(tmp_path):
+    tree = {"a": jnp.arange(6.0).reshape(2, 3) / 7, "b": {"step": jnp.int32(3)}}
+    runs.save_tree(tmp_path / "tree", tree)
+    back = runs.load_tree(tmp_path / "tree", jax.eval_shape(lambda: tree))
+    assert runs.digest(back) == runs.digest(tree)
+
+
+def test_a_foreign_or_damaged_checkpoint_is_one_clear_error(tmp_path):
+    tree = {"a": jnp.ones(3)}
+    runs.save_tree(tmp_path / "tree", tree)
+    with pytest.raises(UserError, match="cannot be read") as error:
+        runs.load_tree(tmp_path / "tree", {"other": jnp.ones(3)})
+    assert "\n" not in str(error.value)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        runs.load_tree(tmp_path / "empty", tree)
+
+
+def test_digest_sees_every_bit_shape_and_name():
+    tree = {"a": np.zeros((2, 3), np.float32)}
+    changed = {"a": np.zeros((2, 3), np.float32)}
+    changed["a"][1, 2] = 1e-45
+    others = [changed, {"b": tree["a"]}, {"a": tree["a"].T}, {"a": tree["a"].astype(np.float64)}]
+    assert len({runs.digest(t) for t in [tree, *others]}) == 5
+    assert runs.digest(tree) == runs.digest({"a": jnp.zeros((2, 3))})
+
+
+def history(epochs):
+    return [
+        {"epoch": e + 1, "member": 0, "loss": 0.1 * e, "accuracy": 0.5, "learning_rate": 1e-3}
+        for e in range(epochs)
+    ]
+
+
+def test_progress_keeps_the_latest_and_drops_later_history(tmp_path):
+    states = ({"w": jnp.ones(2)},)
+    assert runs.load_progress(tmp_path, states) is None
+    runs.save_progress(tmp_path, 2, states, history(2))
+    runs.save_progress(tmp_path, 4, ({"w": 2 * jnp.ones(2)},), history(4))
+    assert [p.name for p in (tmp_path / "progress").iterdir()] == ["4"]
+    runs.write_history(tmp_path, history(7))  # as if killed before the states of epoch 7
+    (tmp_path / "progress" / "7.orbax-checkpoint-tmp").mkdir()  # and while writing them
+    epoch, back, rows = runs.load_progress(tmp_path, states)
+    assert epoch == 4
+    assert back[0]["w"].tolist() == [2, 2]
+    assert rows == history(4)
+
+
+def test_finishing_leaves_the_checkpoint_and_no_progress(tmp_path):
+    runs.save_progress(tmp_path, 1, {"w": jnp.ones(2)}, history(1))
+    assert not runs.is_finished(tmp_path)
+    runs.finish(tmp_path, {"w": jnp.ones(2)}, history(1))
+    assert runs.is_finished(tmp_path)
+    assert not (tmp_path / "progress").exists()
+
+
+def test_differences_are_said_in_words():
+    data = {"name": "CBF", "source": "directory", "scaling": "none", "sha256": "a" * 64}
+    found = {"sigma": 0.8, "model": "macnn", "data": data, "more": 1}
+    assert runs.differences(found, {"sigma": 0.8, "data": {**data, "source": "tslearn"}}) == ""
+    assert runs.differences(found, {"sigma": 0.4}) == "sigma is 0.8, not 0.4"
+    other = {**data, "source": "generated", "sha256": "b" * 64}
+    assert "generated" in runs.differences(found, {"data": other})
+
+
+def test_evenly_spaced():
+    assert runs.evenly_spaced(None, 4).tolist() == [0, 1, 2, 3]
+    assert runs.evenly_spaced(3, 9).tolist() == [0, 3, 6]
+    assert len(set(runs.evenly_spaced(300, 899).tolist())) == 300
+    for wrong in (0, -1, 10):
+        with pytest.raises(UserError, match="between 1 and 9"):
+            runs.evenly_spaced(wrong, 9)
+
+
+def test_seconds_text():
+    assert runs.seconds_text(3723.25) == "1:02:03.250000"
+
+
+def test_npz_files_are_never_unpickled(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez(path, counts=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match=r"x\.npz"):
+        runs.read_npz(path, ["counts"])
+    with pytest.raises(UserError, match="lacks"):
+        runs.read_npz(path, ["labels"])
+    with pytest.raises(UserError, match="cannot be read"):
+        runs.read_npz(tmp_path / "missing.npz", ["counts"])
+
+
+def test_json_and_npz_are_written_whole_and_reproducibly(tmp_path):
+    runs.write_json(tmp_path / "a" / "x.json", {"k": [1]})
+    assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"k": [1]}
+    runs.write_npz(tmp_path / "a" / "1.npz", x=np.arange(3))
+    runs.write_npz(tmp_path / "a" / "2.npz", x=np.arange(3))
+    assert (tmp_path / "a" / "1.npz").read_bytes() == (tmp_path / "a" / "2.npz").read_bytes()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["1.npz", "2.npz", "x.json"]

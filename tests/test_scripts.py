@@ -1,0 +1,341 @@
+"""The two commands, run as a user runs them, on a tiny data set of the user's own."""
+
+import csv
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+TINY = ("--model=lstm_fcn", "--sigma=0.5", "--epochs=4")
+CERTIFY = ("--model=lstm_fcn", "--sigma=0.5", "--num_draws=120", "--num_masks=3")
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments]
+
+
+def call(folder, script, *arguments, status=0):
+    done = subprocess.run(
+        command(script, *arguments), cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def error_of(folder, script, *arguments):
+    """The one line that a refused command says."""
+    done = call(folder, script, *arguments, status=1)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    assert done.stdout == ""
+    return lines[0]
+
+
+def make_npz(path, channels=1, seed=0):
+    rng = np.random.default_rng(seed)
+    y = np.array(["rest", "walk"])[np.arange(24) % 2]
+    X = rng.normal(size=(24, 16, channels)) + 3 * (y == "walk")[:, None, None]
+    X = X[:, :, 0] if channels == 1 else X
+    np.savez(path, X_train=X[:12], y_train=y[:12], X_test=X[12:], y_test=y[12:])
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    make_npz(folder / "own.npz")
+    call(folder, "train", "--dataset=own.npz", *TINY)
+    return folder
+
+
+RUN = pathlib.Path("runs/own/lstm_fcn/mc/sigma=0.5/seed=0")
+
+
+def results(folder, pattern):
+    return sorted((folder / RUN).glob(pattern))
+
+
+def without_time(path):
+    with path.open() as file:
+        return [row[:-1] for row in csv.reader(file, delimiter="\t")]
+
+
+def test_certify_after_train(trained):
+    done = call(trained, "certify", "--dataset=own.npz", *CERTIFY)
+    assert re.search(r"ACR \(wrong or abstained = 0\) +\d\.\d{4}", done.stdout)
+    assert "each holds with probability" in done.stdout
+    (tsv,) = results(trained, "certificates-*12ex*-alpha0.001.tsv")
+    with tsv.open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert list(rows[0]) == ["idx", "label", "predict", "radius", "correct", "time"]
+    assert [row["idx"] for row in rows] == [str(i) for i in range(12)]
+    assert {row["label"] for row in rows} == {"rest", "walk"}
+    assert {row["predict"] for row in rows} <= {"rest", "walk", "-1"}
+    record = json.loads(tsv.with_suffix(".json").read_text())
+    assert record["valid"] is True
+    assert record["settings"]["num_draws"] == 120
+    assert record["settings"]["data"]["source"] == "file"
+    assert len(record["settings"]["masks_sha256"]) == 64
+    assert tsv.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    config = json.loads((trained / RUN / "config.json").read_text())
+    assert config["data"]["classes"] == ["rest", "walk"]
+    assert config["versions"]["jax"]
+
+
+def test_certify_again_from_saved_counts(trained):
+    call(trained, "certify", "--dataset=own.npz", *CERTIFY)
+    (counts,) = results(trained, "counts-*12ex*.npz")
+    before = [without_time(p) for p in results(trained, "certificates-*12ex*-alpha0.001.tsv")]
+    (trained / "elsewhere").mkdir(exist_ok=True)
+    moved = trained / "elsewhere" / counts.name
+    moved.write_bytes(counts.read_bytes())
+    call(trained, "certify", f"--from_counts={moved}")
+    (again,) = (trained / "elsewhere").glob("*-alpha0.001.tsv")
+    assert without_time(again) == before[0]
+    paper = call(trained, "certify", f"--from_counts={moved}", "--paper")
+    assert "NOT valid certificates" in paper.stdout
+    (tsv,) = (trained / "elsewhere").glob("*-paper.json")
+    assert json.loads(tsv.read_text())["valid"] is False
+    renyi = call(
+        trained, "certify", f"--from_counts={moved}", "--interval=goodman", "--bound=renyi"
+    )
+    assert "goodman" in renyi.stdout
+    assert "--alpha" in error_of(trained, "certify", "--paper", "--alpha=0.1")
+
+
+def test_fewer_examples_have_the_same_counts_at_any_batch_size(trained):
+    call(trained, "certify", "--dataset=own.npz", *CERTIFY)
+    (full,) = results(trained, "counts-*12ex*.npz")
+    for votes in results(trained, "votes-*.tsv"):
+        votes.unlink()
+    call(trained, "certify", "--dataset=own.npz", *CERTIFY, "--num_examples=4", "--batch_size=7")
+    (some,) = results(trained, "counts-*-4ex*.npz")
+    with np.load(full) as f, np.load(some) as s:
+        assert s["indices"].tolist() == [0, 3, 6, 9]
+        np.testing.assert_array_equal(s["counts"], f["counts"][[0, 3, 6, 9]])
+
+
+def test_other_masks_and_noise_are_other_results(trained):
+    call(trained, "certify", "--dataset=own.npz", *CERTIFY)
+    before = set(results(trained, "counts-*12ex*.npz"))
+    hashes = set()
+    for flag in ("--mask_seed=1", "--noise_seed=1"):
+        call(trained, "certify", "--dataset=own.npz", *CERTIFY, flag)
+    after = set(results(trained, "counts-*12ex*.npz"))
+    assert len(after - before) == 2
+    for path in after:
+        with np.load(path) as file:
+            hashes.add(json.loads(str(file["settings"]))["masks_sha256"])
+    assert len(hashes) == 2
+    for path in after - before:
+        path.unlink()
+
+
+def test_foreign_masks_are_refused(trained):
+    file = trained / RUN / "masks-m2-seed0.npz"
+    np.savez(file, masks=np.ones((2, 16), np.uint8))
+    line = error_of(trained, "certify", "--dataset=own.npz", *CERTIFY[:3], "--num_masks=2")
+    assert "masks-m2-seed0.npz" in line
+    assert "other masks" in line
+
+
+def kill_when(process, ready, seconds=120):
+    """Kills the process, as the operating system would, once `ready()`; True if it was alive."""
+    limit = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < limit:
+        if ready():
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return process.returncode == -signal.SIGKILL
+        time.sleep(0.02)
+    process.kill()
+    return False
+
+
+def test_killed_training_goes_on_to_the_same_parameters(tmp_path):
+    make_npz(tmp_path / "own.npz")
+    arguments = ("--dataset=own.npz", "--model=lstm_fcn", "--sigma=0.5", "--epochs=600")
+    call(tmp_path, "train", *arguments, "--runs_dir=whole")
+    for _ in range(2):
+        process = subprocess.Popen(
+            command("train", *arguments, "--checkpoint_every=0.1"),
+            cwd=tmp_path,
+            stderr=subprocess.DEVNULL,
+        )
+        seen = {p.name for p in (tmp_path / RUN / "progress").glob("*")}
+        assert kill_when(
+            process,
+            lambda seen=seen: any(
+                p.name.isdigit() and p.name not in seen
+                for p in (tmp_path / RUN / "progress").glob("*")
+            ),
+        )
+    done = call(tmp_path, "train", *arguments)
+    assert "going on after epoch" in done.stderr
+    whole = tmp_path / "whole" / RUN.relative_to("runs")
+    assert (whole / "history.csv").read_text() == (tmp_path / RUN / "history.csv").read_text()
+    digests = [weights_digest(tmp_path, run) for run in (whole, tmp_path / RUN)]
+    assert digests[0] == digests[1]
+    again = call(tmp_path, "train", *arguments)
+    assert "already been trained" in again.stderr
+
+
+def weights_digest(folder, run):
+    call(
+        folder,
+        "certify",
+        "--dataset=own.npz",
+        f"--run_dir={run}",
+        "--num_draws=100",
+        "--num_examples=1",
+    )
+    (record,) = run.glob("certificates-*.json")
+    return json.loads(record.read_text())["settings"]["weights_sha256"]
+
+
+def test_killed_certification_goes_on_to_the_same_files(trained):
+    arguments = ("--dataset=own.npz", *CERTIFY[:2], "--num_draws=3000")
+    call(trained, "certify", *arguments)
+    files = results(trained, "*n3000*")
+    before = {p: p.read_bytes() for p in files if p.suffix != ".tsv"}
+    tables = {p: without_time(p) for p in files if p.suffix == ".tsv"}
+    assert before
+    assert tables
+    for path in [*files, *results(trained, "votes-*.tsv")]:
+        path.unlink()
+
+    process = subprocess.Popen(
+        command("certify", *arguments), cwd=trained, stderr=subprocess.DEVNULL
+    )
+    assert kill_when(
+        process,
+        lambda: any(len(p.read_text().splitlines()) > 3 for p in results(trained, "votes*")),
+    )
+    assert not results(trained, "*n3000*")
+    (votes,) = results(trained, "votes-*.tsv")
+    with votes.open("a") as file:
+        file.write("11\t0.1\t30")  # torn
+    call(trained, "certify", *arguments)
+    for path, content in before.items():
+        assert path.read_bytes() == content, path
+    for path, table in tables.items():
+        assert without_time(path) == table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--sigma=0.7"], "python experiments/train.py --dataset=own.npz --sigma=0.7"),
+        (["--ensemble=de"], "--ensemble=de"),
+        (["--model=macnn"], "does not exist"),
+        (["--keep=0.5"], "keep is 0.9, not 0.5"),
+        ([f"--run_dir={RUN}", "--sigma=0.7"], "sigma is 0.5, not 0.7"),
+        ([f"--run_dir={RUN}", "--model=macnn"], "model is 'lstm_fcn', not 'macnn'"),
+        (["--dataset=other.npz", f"--run_dir={RUN}"], "other data"),
+        (["--num_examples=13"], "num_examples must be between 1 and 12, not 13"),
+        (["--num_draws=0"], "--num_draws must be at least 1"),
+        (["--num_masks=0"], "num_masks must be at least 1"),
+        (["--alpha=1"], "--alpha must be between 0 and 1"),
+        (["--alpha=often"], "alpha"),
+        (["--interval=wald"], "interval"),
+        (["--from_counts=missing.npz"], "missing.npz"),
+        (["--from_counts=own.npz"], "own.npz lacks the array"),
+        (["--no_such_flag=1"], "no_such_flag"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_certify_refuses(trained, arguments, says):
+    make_npz(trained / "other.npz", seed=1)
+    before = sorted(str(p) for p in (trained / "runs").rglob("*"))
+    own = [] if any(a.startswith("--dataset") for a in arguments) else ["--dataset=own.npz"]
+    run_dir = any(a.startswith("--run_dir") for a in arguments)
+    base = () if run_dir else CERTIFY
+    assert says in error_of(trained, "certify", *own, *base, *arguments)
+    assert sorted(str(p) for p in (trained / "runs").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--dataset=missing.npz"], "missing.npz"),
+        (["--dataset=nan.npz"], "series 2 of the training split"),
+        (["--data_dir=nowhere", "--dataset=CBF"], "nowhere"),
+        (["--sigma=-1"], "sigma must be a finite number >= 0, not -1"),
+        (["--keep=0"], "keep must be in (0, 1]"),
+        (["--epochs=0"], "epochs must be at least 1"),
+        (["--seed=-1"], "seed must be"),
+        (["--ensemble=mx"], "ensemble"),
+        (["--epochs=5"], "epochs is 4, not 5"),
+    ],
+)
+def test_train_refuses(trained, arguments, says):
+    with np.load(trained / "own.npz") as own:
+        arrays = dict(own)
+    arrays["X_train"][2, 5] = np.nan
+    np.savez(trained / "nan.npz", **arrays)
+    before = sorted(str(p) for p in (trained / "runs").rglob("*"))
+    own = [] if any(a.startswith("--dataset") for a in arguments) else ["--dataset=own.npz"]
+    assert says in error_of(trained, "train", *own, *TINY, *arguments)
+    assert sorted(str(p) for p in (trained / "runs").rglob("*")) == before
+
+
+def test_a_deep_ensemble_of_multivariate_series(tmp_path):
+    make_npz(tmp_path / "own.npz", channels=2)
+    arguments = ("--dataset=own.npz", "--ensemble=de", "--model=lstm_fcn", "--sigma=0.5")
+    call(tmp_path, "train", *arguments, "--epochs=3", "--num_members=2")
+    done = call(tmp_path, "certify", *arguments, "--num_draws=100", "--num_examples=3")
+    assert "own, lstm_fcn, de, sigma 0.5, 3 examples" in done.stdout
+
+
+def test_benign_networks_are_trained_but_not_certified(tmp_path):
+    make_npz(tmp_path / "own.npz")
+    arguments = ("--dataset=own.npz", "--ensemble=single", "--model=lstm_fcn", "--sigma=0")
+    call(tmp_path, "train", *arguments, "--epochs=2")
+    assert "without noise there is no radius" in error_of(tmp_path, "certify", *arguments)
+
+
+def test_generated_data_are_never_mistaken_for_the_archives(tmp_path):
+    # An empty cache and a dead proxy: neither the archive nor its copy can be had.
+    environment = {
+        **os.environ,
+        "XDG_DATA_HOME": str(tmp_path / "empty"),
+        "https_proxy": "http://127.0.0.1:9",
+        "http_proxy": "http://127.0.0.1:9",
+    }
+    arguments = ("--dataset=CBF", "--model=lstm_fcn", "--sigma=0.5")
+    for script, more in (
+        ("train", ["--epochs=2"]),
+        ("certify", ["--num_draws=100", "--num_examples=2"]),
+    ):
+        done = subprocess.run(
+            command(script, *arguments, *more),
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("NOT the archive's data") == 1
+    assert "GENERATED" in done.stdout
+    run = tmp_path / "runs/CBF/lstm_fcn/mc/sigma=0.5/seed=0"
+    assert json.loads((run / "config.json").read_text())["data"]["source"] == "generated"
+    (record,) = run.glob("certificates-*.json")
+    assert json.loads(record.read_text())["settings"]["data"]["source"] == "generated"
+
+
+def test_help_names_the_flags(tmp_path):
+    for script in ("train", "certify"):
+        done = subprocess.run(
+            command(script, "--help"), capture_output=True, text=True, cwd=tmp_path
+        )
+        assert "--sigma" in done.stdout
+        assert "--ensemble" in done.stdout
