@@ -46,7 +46,8 @@ def pgd_l2(
       sigma, num_draws: the noise of a smoothed classifier and its draws for each step's gradient.
       steps: gradient steps from each start.
       step_size: length of a step; 2.5 epsilon / steps if None.
-      restarts: random starts, uniform in the ball; the worst series over all steps is kept.
+      restarts: random starts, uniform in the ball. The end of highest loss is kept, or x itself
+        where none is higher; the losses are compared on the same draws.
       indices: (N,) each example's index in its data set, which keys its randomness.
 
     Returns:
@@ -72,13 +73,14 @@ def pgd_l2(
 
     keys = jax.vmap(partial(jax.random.fold_in, key))(indices.astype(np.uint32))
     attacked = (predict, x, y, epsilon, np.float32(sigma), step_sizes)
-    best = (jnp.asarray(x), jnp.full(len(x), -jnp.inf))
+    worst, worst_loss = jnp.asarray(x), _losses(attacked, keys, x, num_draws)
     for restart in range(restarts):
-        of_restart = jax.vmap(lambda k, r=restart: jax.random.fold_in(k, r))(keys)
-        state = (_start(of_restart, x, epsilon), *best)
-        state = _climb(attacked, of_restart, state, steps, num_draws)
-        best = state[1:]
-    return np.asarray(best[0])
+        of_restart = jax.vmap(lambda k, r=restart: jax.random.fold_in(k, r + 1))(keys)
+        end = _climb(attacked, of_restart, _start(of_restart, x, epsilon), steps, num_draws)
+        loss = _losses(attacked, keys, end, num_draws)
+        worst = jnp.where((loss > worst_loss)[:, None, None], end, worst)
+        worst_loss = jnp.maximum(loss, worst_loss)
+    return np.asarray(worst)
 
 
 def prediction(predict: Predict, x: np.ndarray) -> np.ndarray:
@@ -103,59 +105,59 @@ _logits = jax.jit(lambda predict, x: mean_logits(predict, x))
 
 
 def _climb(
-    attacked: tuple, keys: jax.Array, state: tuple, steps: int, num_draws: int
-) -> tuple[jax.Array, ...]:
+    attacked: tuple, keys: jax.Array, current: jax.Array, steps: int, num_draws: int
+) -> jax.Array:
     # As in training: on CPU a convolution's gradient must stay out of control flow.
-    if jax.default_backend() == "cpu":
-        for step in range(steps):
-            state = _compiled_step(attacked, keys, state, np.uint32(step), num_draws)
-    else:
-        state = _scanned_steps(attacked, keys, state, steps, num_draws)
-    return _compiled_step(attacked, keys, state, np.uint32(steps), num_draws)
+    if jax.default_backend() != "cpu":
+        return _scanned_steps(attacked, keys, current, steps, num_draws)
+    for step in range(steps):
+        current = _compiled_step(attacked, keys, current, np.uint32(step), num_draws)
+    return current
 
 
 def _step(
-    attacked: tuple, keys: jax.Array, state: tuple, step: jax.Array, num_draws: int
-) -> tuple[jax.Array, ...]:
-    """One PGD step; state is the current series, the worst so far and its loss."""
-    predict, x, y, epsilon, sigma, step_size = attacked
-    current, worst, worst_loss = state
-    noise = _noise(keys, step, num_draws, x.shape[1:])
-
-    def total_loss(series: jax.Array) -> tuple[jax.Array, jax.Array]:
-        noised = series[:, None] + sigma * noise
-        logits = mean_logits(predict, noised.reshape(-1, *series.shape[1:]))
-        log_softmax = jax.nn.log_softmax(logits).reshape(*noised.shape[:2], -1)
-        log_mean = jax.nn.logsumexp(log_softmax, axis=1) - jnp.log(num_draws)
-        losses = -jnp.take_along_axis(log_mean, y[:, None], axis=1)[:, 0]
-        return losses.sum(), losses
-
-    (_, losses), gradient = jax.value_and_grad(total_loss, has_aux=True)(current)
-    worse = losses > worst_loss
-    worst = jnp.where(worse[:, None, None], current, worst)
-    worst_loss = jnp.where(worse, losses, worst_loss)
+    attacked: tuple, keys: jax.Array, current: jax.Array, step: jax.Array, num_draws: int
+) -> jax.Array:
+    """One PGD step from `current` (N, T, C)."""
+    _, x, _, epsilon, _, step_size = attacked
+    gradient = jax.grad(lambda series: _loss(attacked, keys, series, step, num_draws).sum())(
+        current
+    )
     moved = current + step_size[:, None, None] * gradient / _norm(gradient)
-    return _project(moved, x, epsilon), worst, worst_loss
+    return _project(moved, x, epsilon)
+
+
+def _loss(
+    attacked: tuple, keys: jax.Array, series: jax.Array, step: jax.Array, num_draws: int
+) -> jax.Array:
+    """-log mean_d softmax(predict(series + sigma * noise_d))_y, (N,)."""
+    predict, _, y, _, sigma, _ = attacked
+    noise = jax.vmap(
+        lambda k: jax.random.normal(jax.random.fold_in(k, step + 1), (num_draws, *series.shape[1:]))
+    )(keys)
+    noised = series[:, None] + sigma * noise
+    logits = mean_logits(predict, noised.reshape(-1, *series.shape[1:]))
+    log_softmax = jax.nn.log_softmax(logits).reshape(*noised.shape[:2], -1)
+    log_mean = jax.nn.logsumexp(log_softmax, axis=1) - jnp.log(num_draws)
+    return -jnp.take_along_axis(log_mean, y[:, None], axis=1)[:, 0]
 
 
 _compiled_step = partial(jax.jit, static_argnums=4)(_step)
+_compiled_loss = partial(jax.jit, static_argnums=4)(_loss)
+
+
+def _losses(attacked: tuple, keys: jax.Array, series: jax.Array, num_draws: int) -> jax.Array:
+    return _compiled_loss(attacked, keys, series, np.uint32(0), num_draws)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _scanned_steps(
-    attacked: tuple, keys: jax.Array, state: tuple, steps: int, num_draws: int
-) -> tuple[jax.Array, ...]:
-    def body(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
+    attacked: tuple, keys: jax.Array, current: jax.Array, steps: int, num_draws: int
+) -> jax.Array:
+    def body(carry: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:
         return _step(attacked, keys, carry, step, num_draws), None
 
-    return jax.lax.scan(body, state, jnp.arange(steps, dtype=jnp.uint32))[0]
-
-
-def _noise(keys: jax.Array, step: jax.Array, num_draws: int, shape: tuple) -> jax.Array:
-    """(N, num_draws, T, C) standard normals, fresh for every example and step."""
-    return jax.vmap(
-        lambda k: jax.random.normal(jax.random.fold_in(k, step + 1), (num_draws, *shape))
-    )(keys)
+    return jax.lax.scan(body, current, jnp.arange(steps, dtype=jnp.uint32))[0]
 
 
 @jax.jit

@@ -16,7 +16,7 @@ class TinyNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        y = nn.relu(batch_norm(use_running_average=not train)(nn.Conv(4, (3,))(x)))
+        y = nn.relu(batch_norm(use_running_average=not train)(nn.Conv(4, (3,), use_bias=False)(x)))
         return nn.Dense(self.num_classes)(y.mean(axis=1))
 
 

@@ -125,7 +125,7 @@ def test_deep_ensembles_can_be_attacked():
     predict = smoothing.deep_ensemble(model, training.stack(tuple(members)))
     labels = attacks.prediction(predict, x)
     moved = attacks.pgd_l2(
-        predict, x, labels, epsilon=50.0, key=jax.random.key(0), steps=5, restarts=2
+        predict, x, labels, epsilon=5.0, key=jax.random.key(0), steps=10, restarts=2
     )
     log_p = [jax.nn.log_softmax(predict(v))[np.arange(2), labels] for v in (x, moved)]
     assert (log_p[1] < log_p[0]).all()

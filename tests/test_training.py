@@ -25,7 +25,7 @@ LENGTH = 16
 
 
 def config(**changes) -> TrainConfig:
-    defaults = {"ensemble": "mc", "sigma": 0.5, "keep": 0.8, "epochs": 6, "batch_size": 8}
+    defaults = {"ensemble": "mb", "sigma": 0.5, "keep": 0.8, "epochs": 6, "batch_size": 8}
     return TrainConfig(**(defaults | {"recalibration_passes": 3} | changes))
 
 
@@ -60,16 +60,15 @@ def trained(problem):
 # Learning
 
 
-@pytest.mark.parametrize("model", [TinyNet(), models.create("lstm_fcn", 2)], ids=["tiny", "lstm"])
-def test_an_easy_problem_is_learned(model, problem):
+def test_an_easy_problem_is_learned(problem):
     x, y = problem
-    (variables,), history = training.fit(
-        model, x, y, config(epochs=40, batch_size=20, learning_rate=1e-2)
-    )
-    assert [row["epoch"] for row in history] == list(range(1, 41))
+    model = models.create("lstm_fcn", num_classes=2)
+    settings = config(epochs=30, batch_size=20, learning_rate=1e-2)
+    (variables,), history = training.fit(model, x, y, settings)
+    assert [row["epoch"] for row in history] == list(range(1, 31))
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert history[-1]["accuracy"] > 0.9
-    logits = model.apply(variables, x, train=False)
+    logits = jax.jit(lambda x: model.apply(variables, x, train=False))(x)
     assert (np.asarray(logits).argmax(axis=1) == y).mean() > 0.9
 
 
@@ -202,10 +201,9 @@ def test_noise_is_gaussian_and_fresh_for_every_step_series_and_channel():
     assert_uncorrelated(rows, error=1e-9)
 
 
-@pytest.mark.parametrize("ensemble", ["mb", "mc"])
-def test_masks_hide_the_noise_too(ensemble):
+def test_masks_hide_the_noise_too():
     x = np.full((12, 20, 2), 3.0, np.float32)
-    inputs = shown(x, {"ensemble": ensemble, "sigma": 0.5, "keep": 0.6}, steps=1)
+    inputs = shown(x, {"ensemble": "mb", "sigma": 0.5, "keep": 0.6}, steps=1)
     hidden = (inputs == 0).all(axis=-1)
     assert_binomial(hidden.sum(), hidden.size, 0.4, error=1e-9)
     assert (inputs[~hidden] != 0).all()

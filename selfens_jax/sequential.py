@@ -1,0 +1,238 @@
+"""Is the smoothed prediction certified at one radius? Answered with few draws.
+
+A fixed number of draws is wasted on most series: where nearly every draw votes for one class, a few
+dozen tell that the radius is R or more. Here draws arrive in batches and two tests look after each.
+NumPy and SciPy on the host, like `certificates`; the loop over a device's batches is the caller's:
+
+    edges = batches()                                 # 20, 40, 60, 80, 120, ...
+    state = begin(votes of the draws [0, edges[0]), certified_share(radius, sigma))
+    for start, stop in itertools.pairwise(edges):
+        state = step(state, votes of the draws [start, stop) of the examples state.open)
+
+What is OPEN at the end is undecided. Whether a budget can certify anything is decide(n, n, p0) with
+n = edges[-1] - edges[0].
+
+Guarantee
+---------
+*Statement.* Let f, g and p_c be as in `certificates`, R >= 0 and p0 = Phi(R / sigma). A is the most
+voted class of the selection sample, the first draws, whose votes are then forgotten. With
+probability at least 1 - alpha, whatever f, x and the number of classes, the series is never
+CERTIFIED or g(x + d) = A for every d with ||d||_2 <= R. With probability at least 1 -
+alpha_futility, it is never REJECTED or p_A < p0. "Never" is over all batches, up to any budget and
+for any reason to stop, a glance at the votes included: running out of time costs decisions, never
+validity.
+
+*Assumptions.* (1) to (3) of `certificates`: independent Gaussian draws of one fixed classifier.
+(4) Every draw is used once, in order, and the tested draws are not those that chose A. (5) R,
+sigma, alpha and the priors below do not depend on the votes. An undecided series must not be
+started again with a new key.
+
+*Proof.* Let X_1, X_2, ... tell which fresh draws vote for A, and s = X_1 + ... + X_n. The e-value
+against H0: p_A <= p0 is a mixture of likelihood ratios over a prior on (p0, 1]:
+
+    E_n = integral of  p^s (1-p)^(n-s) / (p0^s (1-p0)^(n-s))  over the prior of p,    E_0 = 1.
+
+1. Selection. The fresh draws are independent of those that chose A. Given A they are independent
+   Bernoulli(p_A), so that all that follows may be read given A, and the choice costs nothing.
+2. Supermartingale. For one p > p0, a draw multiplies the ratio by p/p0 or by (1-p)/(1-p0). The mean
+   factor, p_A p/p0 + (1-p_A) (1-p)/(1-p0), is linear and increasing in p_A and 1 at p_A = p0: at
+   most 1 under H0. So E_n, an average over p, is a nonnegative supermartingale under H0.
+3. Any time. By Ville's inequality P(E_n >= 1/alpha for some n) <= alpha under H0. CERTIFIED needs
+   that event. Looking only after each batch, or stopping early, makes it smaller.
+4. What it means. If H0 is false, p_A > p0 >= 1/2: A is g's class at x, and by Cohen et al. (2019)
+   its radius is at least sigma * Phi^-1(p_A) > R, even for the closed ball. So a false certificate
+   needs H0, and given A has probability at most alpha; averaged over A, at most alpha.
+5. Futility. With a prior on [0, p0), the mean factor decreases in p_A and is 1 at p0: steps 2 and 3
+   hold against H0: p_A >= p0.
+6. Never both. p^s (1-p)^(n-s) rises up to p = s/n and then falls. If s/n <= p0 every p > p0 has a
+   ratio of at most 1, and if s/n >= p0 every p < p0 has: only one e-value can exceed 1. QED
+
+p0 < 1/2, a negative R, is refused: p_A > p0 would not make A the top class. R = 0 asks for the
+class only. p0 is rounded up and the e-values are held against a threshold a hair above 1/alpha.
+
+*Not promised.* REJECTED does not say that the series can be attacked within R, nor that A is g's
+class: only that p_A, on which the certificate rests, is too small. Nothing jointly over examples
+or over several R.
+
+*Priors.* Any would be valid; these were chosen, on exact expectations and not on data, for few
+draws: Beta(1, 1/5) cut to (p0, 1], which leans to p = 1, where trained classifiers are, and
+Beta(4, 1) cut to [0, p0), which leans to p0, where the hard cases are.
+
+Sources: Ville 1939 (the inequality); Wald 1945; Robbins, Ann. Math. Stat. 1970 (mixtures);
+Waudby-Smith & Ramdas, J. R. Stat. Soc. B 2024 (bounded means by betting); Ramdas, Gruenwald, Vovk,
+Shafer, Stat. Sci. 2023 (e-processes); Cohen, Rosenfeld, Kolter, ICML 2019.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from scipy import special
+
+from selfens_jax.certificates import _check_alpha, _check_counts, _check_number, _check_sigma
+from selfens_jax.errors import UserError
+
+REJECTED, OPEN, CERTIFIED = -1, 0, 1
+
+_PRIORS = {"greater": (1.0, 0.2), "less": (4.0, 1.0)}  # Beta parameters, before the cut at p0
+_MAX_DRAWS = 10**7
+_MARGIN = 1e-6  # added to log(1/alpha); log e-values are exact to 1e-7 up to _MAX_DRAWS
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class State:
+    """Where the tests stand. Arrays have the shape (N,) of the examples.
+
+    candidate: int64, the class A whose radius is in question.
+    successes, draws: int64, fresh draws that voted for A, and all fresh draws.
+    decision: int64, CERTIFIED (1), REJECTED (-1) or OPEN (0); final once it is not OPEN.
+    p0, alpha, alpha_futility: as given.
+    """
+
+    candidate: np.ndarray
+    successes: np.ndarray
+    draws: np.ndarray
+    decision: np.ndarray
+    p0: float
+    alpha: float
+    alpha_futility: float
+
+    @property
+    def open(self) -> np.ndarray:
+        """Indices (M,) of the examples that need more draws."""
+        return np.flatnonzero(self.decision == OPEN)
+
+
+def begin(selection, p0: float, alpha: float = 0.001, alpha_futility=None) -> State:
+    """The state after the selection sample: candidates, and not one draw tested.
+
+    selection: (N, K) votes of that sample; of tied classes the first is the candidate.
+    p0: from ``certified_share``. alpha, alpha_futility: error of CERTIFIED and of REJECTED, per
+        example; alpha_futility is alpha if None.
+
+    Raises UserError for bad votes, p0 or levels.
+    """
+    selection, alpha = _check_votes(selection), _check_alpha(alpha)
+    alpha_futility = alpha if alpha_futility is None else _check_alpha(alpha_futility)
+    zeros = np.zeros(len(selection), np.int64)
+    p0 = _check_share(p0)
+    return State(selection.argmax(axis=1), zeros, zeros, zeros, p0, alpha, alpha_futility)
+
+
+def step(state: State, counts) -> State:
+    """The state after fresh draws of its open examples.
+
+    counts: (M, K) votes of draws not used before, one row for each of ``state.open``, in order.
+
+    Raises UserError for counts that are not votes or do not fit the state.
+    """
+    rows, counts = state.open, _check_votes(counts)
+    if len(counts) != len(rows) or (len(rows) and state.candidate.max() >= counts.shape[1]):
+        raise UserError(f"counts of shape {counts.shape} do not fit {len(rows)} open examples")
+    successes, draws, decision = (a.copy() for a in (state.successes, state.draws, state.decision))
+    successes[rows] += counts[np.arange(len(rows)), state.candidate[rows]]
+    draws[rows] += counts.sum(axis=1)
+    decision[rows] = decide(
+        successes[rows], draws[rows], state.p0, state.alpha, state.alpha_futility
+    )
+    return dataclasses.replace(state, successes=successes, draws=draws, decision=decision)
+
+
+def certified_share(radius: float, sigma: float) -> float:
+    """p0 = Phi(radius / sigma), rounded up: a share of votes above it certifies the radius.
+
+    Raises UserError for a negative radius, a bad sigma, or a radius above about 8 sigma, where p0
+    is 1 in double precision.
+    """
+    sigma = _check_sigma(sigma)
+    radius = _check_number("radius", radius, -math.inf, math.inf)
+    if radius < 0:
+        raise UserError(f"the radius must not be negative, got {radius:g}")
+    # Phi(-z) is accurate to 1e-13 relative for z up to 9, so rounding z and Phi is covered.
+    p0 = math.nextafter(1 - float(special.ndtr(-radius / sigma)) * (1 - 1e-12), 2)
+    if p0 >= 1:
+        raise UserError(f"radius {radius:g} is too many sigmas ({sigma:g}): no votes certify it")
+    return p0
+
+
+def log_e_value(successes, draws, p0: float, alternative: str = "greater") -> np.ndarray:
+    """Log of the evidence that p_A is "greater" (or "less") than p0; the module's E_n.
+
+    successes, draws: integers of one shape (or broadcasting). For 0 draws it is 0; it increases
+    (decreases, for "less") with the successes. Where the evidence points the other way so strongly
+    that a tail of the beta distribution underflows it is -inf, the exact value being below 0.
+
+    Raises UserError for bad counts, p0 or alternative.
+    """
+    if alternative not in _PRIORS:
+        raise UserError(f"unknown alternative {alternative!r}: choose greater or less")
+    p0 = _check_share(p0)
+    successes, draws = np.broadcast_arrays(successes, draws)
+    if successes.dtype.kind not in "iu" or draws.dtype.kind not in "iu":
+        raise UserError("successes and draws must be integers")
+    if not np.all((successes >= 0) & (successes <= draws) & (draws <= _MAX_DRAWS)):
+        raise UserError(f"need 0 <= successes <= draws <= {_MAX_DRAWS}")
+    s, f = successes.astype(np.float64), (draws - successes).astype(np.float64)
+    a, b = _PRIORS[alternative]
+    tail = special.betaincc if alternative == "greater" else special.betainc
+    with np.errstate(divide="ignore"):
+        posterior = special.betaln(a + s, b + f) + np.log(tail(a + s, b + f, p0))
+    prior = special.betaln(a, b) + np.log(tail(a, b, p0))
+    return np.where(draws > 0, posterior - prior - s * np.log(p0) - f * np.log1p(-p0), 0.0)
+
+
+def decide(successes, draws, p0: float, alpha: float = 0.001, alpha_futility=None) -> np.ndarray:
+    """CERTIFIED, REJECTED or OPEN for each count; valid at any stopping time (see the module).
+
+    successes, draws: as in ``log_e_value``; p0, alpha, alpha_futility, errors: as in ``begin``.
+    """
+    alpha = _check_alpha(alpha)
+    alpha_futility = alpha if alpha_futility is None else _check_alpha(alpha_futility)
+    certified = log_e_value(successes, draws, p0, "greater") >= _MARGIN - math.log(alpha)
+    rejected = log_e_value(successes, draws, p0, "less") >= _MARGIN - math.log(alpha_futility)
+    return certified.astype(np.int64) - rejected
+
+
+def batches(
+    num_selection: int = 20,
+    first_batch: int = 20,
+    growth: float = 1.25,
+    max_draws: int = 1000,
+    block: int = 20,
+) -> tuple[int, ...]:
+    """The schedule: cumulative draws, the selection sample's first, the budget last.
+
+    All counts are multiples of `block`, the draws that the device makes at a time. The fresh draws
+    grow by the factor `growth`, rounded up to a block, and by at least one block.
+
+    Raises UserError for counts that are not positive multiples, growth below 1 or a small budget.
+    """
+    counts = {"num_selection": num_selection, "first_batch": first_batch, "max_draws": max_draws}
+    for what, value in {"block": block, **counts}.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise UserError(f"{what} must be a whole number of at least 1, not {value!r}")
+        if value > _MAX_DRAWS or value % block:
+            raise UserError(f"{what} must be a multiple of {block} up to {_MAX_DRAWS}, not {value}")
+    if not _check_number("growth", growth, 0, math.inf) >= 1:
+        raise UserError(f"growth must be at least 1, not {growth:g}")
+    if num_selection + first_batch > max_draws:
+        raise UserError(f"max_draws must be at least {num_selection + first_batch}")
+    edges, fresh = [int(num_selection)], int(first_batch)
+    while num_selection + fresh < max_draws:
+        edges.append(int(num_selection + fresh))
+        fresh = max(fresh + block, math.ceil(fresh * growth / block) * block)
+    return (*edges, int(max_draws))
+
+
+def _check_votes(counts) -> np.ndarray:
+    counts = np.asarray(counts)
+    if counts.ndim != 2:
+        raise UserError(f"votes must be (examples, classes), not of shape {counts.shape}")
+    return _check_counts(counts)
+
+
+def _check_share(p0) -> float:
+    p0 = _check_number("p0", p0, 0, 1)
+    if p0 < 0.5:
+        raise UserError(f"p0 must be at least 1/2, not {p0:g}: the radius must not be negative")
+    return p0

@@ -1,0 +1,390 @@
+"""Does the suite notice a fault? One at a time is put into a copy of the project: tests must fail.
+
+    python tests/mutations.py [--list] [--only=NAME]
+
+A fault is killed if pytest, run on the copy, ends with a failed test (an import error or a broken
+fixture does not count). The tests named are a few that should notice, first the one that says why
+the fault matters: naming them keeps a run short. They must pass on a copy without a fault. A fault
+is kept as the text that it replaces, so a change of the sources can make it stale;
+`test_mutations.py` notices that at once.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+COPIED = ("selfens_jax", "experiments", "tests", "pyproject.toml", "README.md")
+TIME_LIMIT = 900  # seconds for the tests of one fault; a fault that hangs them is not killed
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """A fault: in `file`, `old`, which stands there exactly once, becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def apply(self, root: pathlib.Path) -> None:
+        path = root / self.file
+        path.write_text(self.mutated(path.read_text()))
+
+    def mutated(self, source: str) -> str:
+        if source.count(self.old) != 1:
+            raise ValueError(f"{self.name}: its text is in {self.file} {source.count(self.old)}x")
+        return source.replace(self.old, self.new)
+
+
+CERTIFICATES = "selfens_jax/certificates.py"
+SMOOTHING = "selfens_jax/smoothing.py"
+TRAINING = "selfens_jax/training.py"
+METRICS = "selfens_jax/metrics.py"
+RUNS = "selfens_jax/runs.py"
+CERTIFY = "experiments/certify.py"
+
+ENUMERATION = (
+    "test_soundness.py::test_the_default_is_false_at_most_alpha_by_enumeration[{alpha}-60-2]"
+)
+EXACT_BOUND = "test_certificates.py::test_default_is_the_exact_binomial_bound_at_half_alpha"
+FALSE_RATE = "test_end_to_end_soundness.py::test_no_more_than_alpha_of_the_certificates_are_false"
+DISTRIBUTION = "test_end_to_end_soundness.py::test_votes_have_the_probability_of_the_closed_form"
+SHARED_MASKS = "test_smoothing.py::test_every_row_and_draw_meets_the_same_masks"
+MEAN_LOGITS = "test_smoothing.py::test_the_vote_is_the_class_of_the_mean_logits"
+
+MUTATIONS = (
+    # From counts to certificates
+    Mutation(
+        "alpha instead of alpha/2",
+        CERTIFICATES,
+        "counts.sum(axis=-1), alpha / 2)",
+        "counts.sum(axis=-1), alpha)",
+        (ENUMERATION.format(alpha=0.05), EXACT_BOUND),
+    ),
+    Mutation(
+        "alpha fixed at 0.05",
+        CERTIFICATES,
+        "counts.sum(axis=-1), alpha / 2)",
+        "counts.sum(axis=-1), 0.05 / 2)",
+        (ENUMERATION.format(alpha=0.001), EXACT_BOUND),
+    ),
+    Mutation(
+        "upper instead of lower bound",
+        CERTIFICATES,
+        "bound = special.betaincinv(k, totals - k + 1, level) * (1 - _MARGIN)",
+        "bound = 1 - special.betaincinv(np.maximum(totals - k, 1e-9), k + 1, level)",
+        (ENUMERATION.format(alpha=0.05), EXACT_BOUND),
+    ),
+    Mutation(
+        "no abstention",
+        CERTIFICATES,
+        "    certified = p_a > p_b\n    radius = (cohen_radius",
+        "    certified = np.ones(p_a.shape, bool)\n    radius = (cohen_radius",
+        (FALSE_RATE, "test_certificates.py::test_a_tie_for_the_top_abstains"),
+    ),
+    Mutation(
+        "p_A and p_B swapped where the Renyi bound is called",
+        CERTIFICATES,
+        'radius = (cohen_radius if bound == "cohen" else renyi_radius)(p_a, p_b, sigma)',
+        'radius = cohen_radius(p_a, p_b, sigma) if bound == "cohen" else '
+        "renyi_radius(p_b, p_a, sigma)",
+        ("test_certificates.py::test_the_other_options_put_the_intervals_into_the_bounds",),
+    ),
+    Mutation(
+        "p_A and p_B swapped in the Renyi bound's condition",
+        CERTIFICATES,
+        "certified = p_a > p_b\n    pairs",
+        "certified = p_b > p_a\n    pairs",
+        ("test_certificates.py::test_bounds_give_no_radius_unless_p_a_exceeds_p_b",),
+    ),
+    Mutation(
+        "bounds not rounded down",
+        CERTIFICATES,
+        "_MARGIN = 1e-12",
+        "_MARGIN = -1e-12",
+        (
+            "test_soundness.py::test_the_binomial_bound_is_rounded_down[0.25-1000]",
+            "test_soundness.py::test_cohens_bound_is_rounded_down",
+        ),
+    ),
+    Mutation(
+        "radius rounded to nearest",
+        CERTIFICATES,
+        "rounding=decimal.ROUND_FLOOR",
+        "rounding=decimal.ROUND_HALF_EVEN",
+        (
+            "test_soundness.py::test_radii_and_what_is_written_never_exceed_the_exact_radius",
+            "test_certificates.py::test_format_radius_rounds_down_exactly",
+        ),
+    ),
+    Mutation(
+        "radius rounded to nearest in the file",
+        CERTIFY,
+        "certificates.format_radius(radius),",
+        'f"{radius:.6f}",',
+        ("test_faults.py::test_radii_in_the_file_are_rounded_down",),
+    ),
+    Mutation(
+        "ACR counts wrong predictions",
+        METRICS,
+        "np.mean(np.where(_correct(prediction, labels), radius, 0.0))",
+        "np.mean(radius)",
+        ("test_metrics.py::test_the_three_means",),
+    ),
+    # From the classifier to counts
+    Mutation(
+        "fresh masks for every row",
+        SMOOTHING,
+        "masked = self.masks[:, None, :, None] * x\n",
+        "tiled = jnp.tile(self.masks[:, None], (1, len(x), 1))\n"
+        "        masked = x * jax.random.permutation(\n"
+        "            jax.random.key(0), tiled, axis=2, independent=True\n"
+        "        )[..., None]\n",
+        (SHARED_MASKS,),
+    ),
+    Mutation(
+        "fresh masks for every size of batch",
+        SMOOTHING,
+        "masked = self.masks[:, None, :, None] * x\n",
+        "fresh = jax.random.permutation(jax.random.key(len(x)), self.masks, axis=1)\n"
+        "        masked = fresh[:, None, :, None] * x\n",
+        (SHARED_MASKS,),
+    ),
+    Mutation(
+        "fresh masks for every batch",
+        CERTIFY,
+        "smoothing.count_votes(\n                predict,",
+        "smoothing.count_votes(\n"
+        "                dataclasses.replace(predict, masks=jnp.roll(predict.masks, start, 1)),",
+        ("test_scripts.py::test_fewer_examples_have_the_same_counts_at_any_batch_size",),
+    ),
+    Mutation(
+        "noise not multiplied by sigma",
+        SMOOTHING,
+        "series + sigma * noise",
+        "series + noise",
+        (DISTRIBUTION,),
+    ),
+    Mutation(
+        "noise not multiplied by sigma in training",
+        TRAINING,
+        "x + config.sigma * jax.random.normal",
+        "x + jax.random.normal",
+        ("test_training.py::test_noise_is_gaussian_and_fresh_for_every_step_series_and_channel",),
+    ),
+    Mutation(
+        "mask applied before the noise",
+        SMOOTHING,
+        "    logits = mean_logits(predict, series + sigma * noise)\n",
+        "    if isinstance(predict, SelfEnsemble):\n"
+        "        inputs = predict.masks[:, None, :, None] * series + sigma * noise\n"
+        "        logits = jax.vmap(\n"
+        "            lambda v: predict.model.apply(predict.variables, v, train=False)\n"
+        "        )(inputs).mean(axis=0)\n"
+        "    else:\n"
+        "        logits = mean_logits(predict, series + sigma * noise)\n",
+        ("test_smoothing.py::test_masks_cover_the_noise_and_share_it",),
+    ),
+    Mutation(
+        "mask applied before the noise in training",
+        TRAINING,
+        "return mask[:, :, None] * noisy",
+        "return mask[:, :, None] * x + (noisy - x)",
+        ("test_training.py::test_masks_hide_the_noise_too",),
+    ),
+    Mutation(
+        "noise reused by every second draw",
+        SMOOTHING,
+        "jax.random.fold_in, example_key))(draws)",
+        "jax.random.fold_in, example_key))(draws // 2)",
+        (DISTRIBUTION,),
+    ),
+    Mutation(
+        "noise reused by every block of draws",
+        SMOOTHING,
+        "jax.random.fold_in, example_key))(draws)",
+        "jax.random.fold_in, example_key))(draws % DRAWS_PER_BLOCK)",
+        ("test_faults.py::test_every_block_of_draws_and_every_example_has_noise_of_its_own",),
+    ),
+    Mutation(
+        "noise reused by every example",
+        SMOOTHING,
+        "example_key = jax.random.fold_in(key, index)",
+        "example_key = jax.random.fold_in(key, 0 * index)",
+        (DISTRIBUTION,),
+    ),
+    Mutation(
+        "votes of the masks averaged instead of their logits",
+        SMOOTHING,
+        "(masked)\n        return logits.mean(axis=0)",
+        "(masked)\n        return jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]).mean(axis=0)",
+        (MEAN_LOGITS,),
+    ),
+    Mutation(
+        "every mask has a vote of its own",
+        SMOOTHING,
+        "votes = jax.nn.one_hot(logits.argmax(axis=-1), num_classes, dtype=jnp.int32)",
+        "votes = jax.nn.one_hot(logits.argmax(axis=-1), num_classes, dtype=jnp.int32)\n"
+        "    if isinstance(predict, SelfEnsemble):\n"
+        "        each = jax.vmap(lambda mask: dataclasses.replace(predict, masks=mask[None])(\n"
+        "            series + sigma * noise))(predict.masks)\n"
+        "        votes = jax.nn.one_hot(each.argmax(-1), num_classes, dtype=jnp.int32).sum(axis=0)",
+        (MEAN_LOGITS,),
+    ),
+    Mutation(
+        "softmax before the mean over masks",
+        SMOOTHING,
+        "(masked)\n        return logits.mean(axis=0)",
+        "(masked)\n        return jax.nn.softmax(logits).mean(axis=0)",
+        (MEAN_LOGITS,),
+    ),
+    Mutation(
+        "softmax before the mean over members",
+        SMOOTHING,
+        "jnp.stack(logits).mean(axis=0)",
+        "jax.nn.softmax(jnp.stack(logits)).mean(axis=0)",
+        (MEAN_LOGITS,),
+    ),
+    Mutation(
+        "partial last block counted with its padding",
+        SMOOTHING,
+        "counted = (draws < num_draws) & ~jnp.isnan",
+        "counted = ~jnp.isnan",
+        (
+            "test_faults.py::test_every_block_of_draws_and_every_example_has_noise_of_its_own",
+            "test_smoothing.py::test_first_draws_are_the_same_whatever_follows",
+        ),
+    ),
+    Mutation(
+        "BatchNorm in training mode",
+        SMOOTHING,
+        "lambda v: self.model.apply(self.variables, v, train=False)",
+        "lambda v: self.model.apply(\n"
+        '            self.variables, v, train=True, mutable=["batch_stats"]\n'
+        "        )[0]",
+        ("test_smoothing.py::test_batch_norm_does_not_see_the_batch",),
+    ),
+    Mutation(
+        "BatchNorm in training mode in a deep ensemble",
+        SMOOTHING,
+        "[self.model.apply(variables, x, train=False) for variables in members]",
+        '[self.model.apply(variables, x, train=True, mutable=["batch_stats"])[0]\n'
+        "                  for variables in members]",
+        ("test_smoothing.py::test_deep_ensemble_is_the_mean_of_its_members",),
+    ),
+    # Files of votes
+    Mutation(
+        "resumed counts added twice",
+        CERTIFY,
+        "counts=np.stack([votes[i].counts for i in chosen]),",
+        "counts=np.stack([votes[i].counts * (1 if i in todo else 2) for i in chosen]),",
+        ("test_scripts.py::test_killed_certification_goes_on_to_the_same_files",),
+    ),
+    Mutation(
+        "an example written twice has its votes added",
+        RUNS,
+        'raise UserError(f"{path} has example {index} twice (line {number}); move it away")',
+        "parsed.counts += votes[int(index)].counts",
+        ("test_runs.py::test_damaged_votes_are_refused",),
+    ),
+)
+
+
+def copy_project(folder: pathlib.Path) -> pathlib.Path:
+    root = folder / "project"
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            root.mkdir(exist_ok=True)
+            shutil.copy(source, root / name)
+    return root
+
+
+def run_python(root: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Python in the copy at `root`, whose package goes before any installed one."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(root),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(root.parent.parent / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    try:
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=root,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIME_LIMIT,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(arguments, -1, "", f"more than {TIME_LIMIT} s")
+
+
+def run_tests(root: pathlib.Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess:
+    find = "import importlib.util as u; print(u.find_spec('selfens_jax').origin)"
+    where = run_python(root, "-c", find)
+    if where.stdout.strip() != str(root / "selfens_jax" / "__init__.py"):
+        raise RuntimeError(f"the copy is not what is imported: {where.stdout} {where.stderr}")
+    paths = [f"tests/{test}" for test in tests]
+    quiet = ("--exitfirst", "--quiet", "--tb=line", "-p", "no:cacheprovider")
+    return run_python(root, "-m", "pytest", *quiet, *paths)
+
+
+def killer(done: subprocess.CompletedProcess) -> str | None:
+    """The first failed test of a pytest run; None if none failed, whatever else went wrong."""
+    failed = re.search(r"^FAILED tests/(.+?)(?: - .*)?$", done.stdout, flags=re.MULTILINE)
+    return failed[1] if done.returncode == 1 and failed else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="name the faults and stop")
+    parser.add_argument("--only", default="", help="faults whose name contains this")
+    options = parser.parse_args(arguments)
+    chosen = [mutation for mutation in MUTATIONS if options.only in mutation.name]
+    if options.list or not chosen:
+        print("\n".join(mutation.name for mutation in MUTATIONS))
+        return 0 if options.list else 2
+
+    killed = 0
+    with tempfile.TemporaryDirectory() as name:
+        scratch = pathlib.Path(name).resolve()
+        tests = tuple(dict.fromkeys(test for mutation in chosen for test in mutation.tests))
+        began = time.monotonic()
+        sound = run_tests(copy_project(scratch / "sound"), tests)
+        if sound.returncode != 0:
+            print(sound.stdout, sound.stderr, "the tests fail without any fault", sep="\n")
+            return 1
+        print(f"{len(tests)} tests pass without a fault, {time.monotonic() - began:.0f} s\n")
+        print("| fault | file | killed by | seconds |\n|---|---|---|---|", flush=True)
+        for number, mutation in enumerate(chosen):
+            began = time.monotonic()
+            root = copy_project(scratch / str(number))
+            mutation.apply(root)
+            done = run_tests(root, mutation.tests)
+            test = killer(done)
+            killed += test is not None
+            row = (mutation.name, mutation.file, test or "**survived**")
+            print(f"| {' | '.join(row)} | {time.monotonic() - began:.0f} |", flush=True)
+            if test is None:
+                print(f"{done.stdout[-2000:]}{done.stderr[-2000:]}", file=sys.stderr)
+            shutil.rmtree(root)
+    print(f"\nkilled {killed} of {len(chosen)}")
+    return 0 if killed == len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
