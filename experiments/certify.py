@@ -25,6 +25,7 @@ from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
 cli.define_run_flags()
+flags.adopt_module_key_flags(cli)
 flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
 flags.DEFINE_integer("num_masks", 5, "m, masks of a self-ensemble.")
 flags.DEFINE_integer("mask_seed", None, "Seed of the masks; --seed if not given.")
@@ -261,7 +262,17 @@ def write_counts(path: Path, counted: Counts) -> None:
 
 def read_counts(path: Path) -> Counts:
     arrays = runs.read_npz(path, ["indices", "counts", "labels", "settings"])
-    settings = json.loads(str(arrays.pop("settings")))
+    try:
+        settings = json.loads(str(arrays.pop("settings")))
+        shape = (len(arrays["indices"]), len(settings["data"]["classes"]))
+        whole = arrays["counts"].shape == shape and arrays["labels"].shape == shape[:1]
+        whole &= (arrays["counts"].sum(axis=1) == settings["num_draws"]).all()
+        whole &= np.isin(arrays["labels"], range(shape[1])).all()
+        settings["sigma"], settings["model"], settings["ensemble"]
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is damaged or was not written by certify.py")
     return Counts(settings=settings, seconds=np.zeros(len(arrays["indices"])), **arrays)
 
 

@@ -22,17 +22,20 @@ class Conv(nn.Conv1d):
     """Convolution that keeps the length; also takes (B, C, 1, T), which can be channels last."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, bias: bool = True) -> None:
-        super().__init__(inputs, outputs, kernel, padding="same", bias=bias)
+        super().__init__(inputs, outputs, kernel, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim == 3:
-            return super().forward(x)
-        # Padding by hand would copy x. An even kernel needs one step less on the left: padded
-        # alike on both sides, its output is one step longer, and the first step goes.
         (kernel,) = self.kernel_size
+        even = 1 - kernel % 2
+        if x.ndim == 3:
+            # What padding="same" does, without its warning: one more zero on the right if even.
+            padded = functional.pad(x, (0, 1)) if even else x
+            return functional.conv1d(padded, self.weight, self.bias, padding=(kernel - 1) // 2)
+        # Padding by hand would copy x. Padded alike on both sides, the output of an even kernel
+        # is one step longer, and its first step goes.
         weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         y = functional.conv2d(x, weight, self.bias, padding=(0, kernel // 2))
-        return y[..., 1 - kernel % 2 :]
+        return y[..., even:]
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -241,8 +244,12 @@ class Setup:
     bfloat16: bool = False
 
     def __str__(self) -> str:
+        return f"{self.draws_per_batch} draws a batch, {self.options}"
+
+    @property
+    def options(self) -> str:
         on = [f.name for f in dataclasses.fields(self)[1:] if getattr(self, f.name)]
-        return ", ".join([f"{self.draws_per_batch} draws a batch", *on])
+        return ", ".join(on) or "plain"
 
 
 def prepare(net: nn.Module, setup: Setup) -> Callable[[Tensor], Tensor]:

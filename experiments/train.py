@@ -20,6 +20,7 @@ from selfens_jax.errors import UserError
 
 _DEFAULTS = training.TrainConfig()
 cli.define_run_flags()
+flags.adopt_module_key_flags(cli)
 flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Passes over the training series.")
 flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "The largest training batch.")
 flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "Adam's first learning rate.")

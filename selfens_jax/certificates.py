@@ -199,7 +199,8 @@ def goodman_intervals(counts, alpha: float) -> tuple[np.ndarray, np.ndarray]:
 
     Score intervals for every class at alpha/K. They rest on the normal approximation, which is
     poor where a class has few votes, as it has wherever a radius is large. No rate above alpha was
-    found by the enumeration in experiments/interval_coverage.py, but nothing proves that there is none.
+    found by the enumeration in experiments/interval_coverage.py, but nothing proves that there is
+    none.
     """
     counts, alpha = _check_counts(counts), _check_alpha(alpha)
     n = counts.sum(axis=-1, keepdims=True)

@@ -1,16 +1,16 @@
 """Is the smoothed prediction certified at one radius? Answered with few draws.
 
-A fixed number of draws is wasted on most series: where nearly every draw votes for one class, a few
-dozen tell that the radius is R or more. Here draws arrive in batches and two tests look after each.
+Where nearly every draw votes for one class, a few dozen tell that the radius is above R. So draws
+arrive in batches, and two tests that are valid at any stopping time look at the votes after each.
 NumPy and SciPy on the host, like `certificates`; the loop over a device's batches is the caller's:
 
-    edges = batches()                                 # 20, 40, 60, 80, 120, ...
+    edges = batches()                                 # 20, 40, 60, ..., 120, 160, 200, ...
     state = begin(votes of the draws [0, edges[0]), certified_share(radius, sigma))
     for start, stop in itertools.pairwise(edges):
         state = step(state, votes of the draws [start, stop) of the examples state.open)
 
-What is OPEN at the end is undecided. Whether a budget can certify anything is decide(n, n, p0) with
-n = edges[-1] - edges[0].
+What is OPEN at the end is undecided. If decide(n, n, p0) is OPEN for n = edges[-1] - edges[0], the
+budget is too small to certify anything.
 
 Guarantee
 ---------
@@ -50,13 +50,12 @@ against H0: p_A <= p0 is a mixture of likelihood ratios over a prior on (p0, 1]:
 p0 < 1/2, a negative R, is refused: p_A > p0 would not make A the top class. R = 0 asks for the
 class only. p0 is rounded up and the e-values are held against a threshold a hair above 1/alpha.
 
-*Not promised.* REJECTED does not say that the series can be attacked within R, nor that A is g's
-class: only that p_A, on which the certificate rests, is too small. Nothing jointly over examples
-or over several R.
+*Not promised.* REJECTED says that p_A is too small for the certificate, not that the series can be
+attacked within R, nor that A is g's class. Nothing holds jointly over examples or several R.
 
-*Priors.* Any would be valid; these were chosen, on exact expectations and not on data, for few
-draws: Beta(1, 1/5) cut to (p0, 1], which leans to p = 1, where trained classifiers are, and
-Beta(4, 1) cut to [0, p0), which leans to p0, where the hard cases are.
+*Priors.* Any is valid. These were chosen for few draws, by exact expectations and on no data:
+Beta(1, 1/5) cut to (p0, 1] leans to p = 1, where trained classifiers are; Beta(4, 1) cut to [0, p0)
+leans to p0, where the hard cases are.
 
 Sources: Ville 1939 (the inequality); Wald 1945; Robbins, Ann. Math. Stat. 1970 (mixtures);
 Waudby-Smith & Ramdas, J. R. Stat. Soc. B 2024 (bounded means by betting); Ramdas, Gruenwald, Vovk,
@@ -112,11 +111,9 @@ def begin(selection, p0: float, alpha: float = 0.001, alpha_futility=None) -> St
 
     Raises UserError for bad votes, p0 or levels.
     """
-    selection, alpha = _check_votes(selection), _check_alpha(alpha)
-    alpha_futility = alpha if alpha_futility is None else _check_alpha(alpha_futility)
-    zeros = np.zeros(len(selection), np.int64)
-    p0 = _check_share(p0)
-    return State(selection.argmax(axis=1), zeros, zeros, zeros, p0, alpha, alpha_futility)
+    candidate = _check_votes(selection).argmax(axis=1)
+    levels = _check_levels(alpha, alpha_futility)
+    return State(candidate, *np.zeros((3, len(candidate)), np.int64), _check_share(p0), *levels)
 
 
 def step(state: State, counts) -> State:
@@ -129,12 +126,11 @@ def step(state: State, counts) -> State:
     rows, counts = state.open, _check_votes(counts)
     if len(counts) != len(rows) or (len(rows) and state.candidate.max() >= counts.shape[1]):
         raise UserError(f"counts of shape {counts.shape} do not fit {len(rows)} open examples")
-    successes, draws, decision = (a.copy() for a in (state.successes, state.draws, state.decision))
-    successes[rows] += counts[np.arange(len(rows)), state.candidate[rows]]
-    draws[rows] += counts.sum(axis=1)
-    decision[rows] = decide(
-        successes[rows], draws[rows], state.p0, state.alpha, state.alpha_futility
-    )
+    fresh = np.zeros((2, len(state.decision)), np.int64)
+    fresh[:, rows] = counts[np.arange(len(rows)), state.candidate[rows]], counts.sum(axis=1)
+    successes, draws = state.successes + fresh[0], state.draws + fresh[1]
+    now = decide(successes, draws, state.p0, state.alpha, state.alpha_futility)
+    decision = np.where(state.decision == OPEN, now, state.decision)
     return dataclasses.replace(state, successes=successes, draws=draws, decision=decision)
 
 
@@ -160,7 +156,7 @@ def log_e_value(successes, draws, p0: float, alternative: str = "greater") -> np
 
     successes, draws: integers of one shape (or broadcasting). For 0 draws it is 0; it increases
     (decreases, for "less") with the successes. Where the evidence points the other way so strongly
-    that a tail of the beta distribution underflows it is -inf, the exact value being below 0.
+    that a tail of the beta distribution leaves the floats it is -inf; the exact value is below 0.
 
     Raises UserError for bad counts, p0 or alternative.
     """
@@ -175,8 +171,9 @@ def log_e_value(successes, draws, p0: float, alternative: str = "greater") -> np
     s, f = successes.astype(np.float64), (draws - successes).astype(np.float64)
     a, b = _PRIORS[alternative]
     tail = special.betaincc if alternative == "greater" else special.betainc
+    mass = tail(a + s, b + f, p0)
     with np.errstate(divide="ignore"):
-        posterior = special.betaln(a + s, b + f) + np.log(tail(a + s, b + f, p0))
+        posterior = special.betaln(a + s, b + f) + np.log(np.where(mass > 1e-300, mass, 0))
     prior = special.betaln(a, b) + np.log(tail(a, b, p0))
     return np.where(draws > 0, posterior - prior - s * np.log(p0) - f * np.log1p(-p0), 0.0)
 
@@ -186,8 +183,7 @@ def decide(successes, draws, p0: float, alpha: float = 0.001, alpha_futility=Non
 
     successes, draws: as in ``log_e_value``; p0, alpha, alpha_futility, errors: as in ``begin``.
     """
-    alpha = _check_alpha(alpha)
-    alpha_futility = alpha if alpha_futility is None else _check_alpha(alpha_futility)
+    alpha, alpha_futility = _check_levels(alpha, alpha_futility)
     certified = log_e_value(successes, draws, p0, "greater") >= _MARGIN - math.log(alpha)
     rejected = log_e_value(successes, draws, p0, "less") >= _MARGIN - math.log(alpha_futility)
     return certified.astype(np.int64) - rejected
@@ -202,18 +198,18 @@ def batches(
 ) -> tuple[int, ...]:
     """The schedule: cumulative draws, the selection sample's first, the budget last.
 
-    All counts are multiples of `block`, the draws that the device makes at a time. The fresh draws
-    grow by the factor `growth`, rounded up to a block, and by at least one block.
+    All are multiples of `block`, the draws that the device makes at a time. The fresh draws grow by
+    the factor `growth`, rounded up to a block, and by at least one block.
 
-    Raises UserError for counts that are not positive multiples, growth below 1 or a small budget.
+    Raises UserError for counts that are no positive multiples, growth below 1 or a small budget.
     """
     counts = {"num_selection": num_selection, "first_batch": first_batch, "max_draws": max_draws}
     for what, value in {"block": block, **counts}.items():
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise UserError(f"{what} must be a whole number of at least 1, not {value!r}")
-        if value > _MAX_DRAWS or value % block:
-            raise UserError(f"{what} must be a multiple of {block} up to {_MAX_DRAWS}, not {value}")
-    if not _check_number("growth", growth, 0, math.inf) >= 1:
+        unit = 1 if what == "block" else block
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not (whole and 1 <= value <= _MAX_DRAWS and value % unit == 0):
+            raise UserError(f"{what} must be a positive multiple of {unit}, not {value!r}")
+    if _check_number("growth", growth, 0, math.inf) < 1:
         raise UserError(f"growth must be at least 1, not {growth:g}")
     if num_selection + first_batch > max_draws:
         raise UserError(f"max_draws must be at least {num_selection + first_batch}")
@@ -229,6 +225,11 @@ def _check_votes(counts) -> np.ndarray:
     if counts.ndim != 2:
         raise UserError(f"votes must be (examples, classes), not of shape {counts.shape}")
     return _check_counts(counts)
+
+
+def _check_levels(alpha, alpha_futility) -> tuple[float, float]:
+    alpha = _check_alpha(alpha)
+    return alpha, alpha if alpha_futility is None else _check_alpha(alpha_futility)
 
 
 def _check_share(p0) -> float:

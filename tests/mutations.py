@@ -165,7 +165,7 @@ MUTATIONS = (
         "smoothing.count_votes(\n                predict,",
         "smoothing.count_votes(\n"
         "                dataclasses.replace(predict, masks=jnp.roll(predict.masks, start, 1)),",
-        ("test_scripts.py::test_fewer_examples_have_the_same_counts_at_any_batch_size",),
+        ("test_faults.py::test_votes_resumed_in_other_batches_are_the_same",),
     ),
     Mutation(
         "noise not multiplied by sigma",
@@ -287,7 +287,7 @@ MUTATIONS = (
         CERTIFY,
         "counts=np.stack([votes[i].counts for i in chosen]),",
         "counts=np.stack([votes[i].counts * (1 if i in todo else 2) for i in chosen]),",
-        ("test_scripts.py::test_killed_certification_goes_on_to_the_same_files",),
+        ("test_faults.py::test_votes_resumed_in_other_batches_are_the_same",),
     ),
     Mutation(
         "an example written twice has its votes added",

@@ -30,9 +30,8 @@ def test_shape_type_and_values(make):
 
 
 @BOTH
-@pytest.mark.parametrize("length", [2, 30])
-def test_keep_one_hides_nothing(make, length):
-    assert (np.asarray(make(jax.random.key(0), 20, length, 1.0)) == 1).all()
+def test_keep_one_hides_nothing(make):
+    assert (np.asarray(make(jax.random.key(0), 20, 2, 1.0)) == 1).all()
 
 
 @pytest.mark.parametrize("make", [masks.binomial, masks.continuous])
@@ -89,27 +88,24 @@ def test_a_mask_does_not_depend_on_how_many_there_are(make):
 
 @BOTH
 def test_keys_and_places_give_different_masks(make):
-    # Half of 128 steps: two binomial masks agree with probability 2^-128 or so.
-    drawn = np.concatenate([make(jax.random.key(seed), 20, 128, 0.5) for seed in range(5)])
+    # Two binomial masks agree with probability 0.82^128 = 1e-11, two continuous ones more rarely.
+    drawn = np.concatenate([make(jax.random.key(seed), 200, 128, 0.9) for seed in range(2)])
     assert len(np.unique(drawn, axis=0)) == len(drawn)
-    np.testing.assert_array_equal(make(jax.random.key(0), 20, 128, 0.5), drawn[:20])
+    np.testing.assert_array_equal(make(jax.random.key(0), 200, 128, 0.9), drawn[:200])
 
 
-@BOTH
-def test_masks_can_be_mapped_over_keys(make):
+@pytest.mark.parametrize(("ensemble", "make"), [("mb", binomial), ("mc", continuous)])
+def test_draw_chooses_by_ensemble_and_can_be_mapped_over_keys(ensemble, make):
     keys = jax.random.split(jax.random.key(9), 3)
-    mapped = jax.jit(jax.vmap(lambda key: make(key, 5, 30, 0.8)))(keys)
+    mapped = jax.jit(jax.vmap(lambda key: masks.draw(ensemble, key, 5, 30, 0.8)))(keys)
     for of_key, key in zip(mapped, keys, strict=True):
         np.testing.assert_array_equal(of_key, make(key, 5, 30, 0.8))
 
 
-def test_draw_chooses_by_ensemble():
-    key = jax.random.key(10)
-    draw = jax.jit(masks.draw, static_argnums=(0, 2, 3, 4))
-    np.testing.assert_array_equal(draw("mb", key, 5, 30, 0.8), binomial(key, 5, 30, 0.8))
-    np.testing.assert_array_equal(draw("mc", key, 5, 30, 0.8), continuous(key, 5, 30, 0.8))
-    for ensemble in ("single", "de"):
-        np.testing.assert_array_equal(draw(ensemble, key, 5, 30, 0.8), np.ones((5, 30)))
+@pytest.mark.parametrize("ensemble", ["single", "de"])
+def test_draw_without_masks(ensemble):
+    drawn = masks.draw(ensemble, jax.random.key(10), 5, 30, 0.8)
+    np.testing.assert_array_equal(drawn, np.ones((5, 30), np.float32))
 
 
 @BOTH

@@ -248,12 +248,15 @@ def test_killed_certification_goes_on_to_the_same_files(trained):
         (["--interval=wald"], "interval"),
         (["--from_counts=missing.npz"], "missing.npz"),
         (["--from_counts=own.npz"], "own.npz lacks the array"),
+        (["--from_counts=odd.npz"], "odd.npz is damaged"),
         (["--no_such_flag=1"], "no_such_flag"),
         (["stray"], "unexpected argument 'stray'"),
     ],
 )
 def test_certify_refuses(trained, arguments, says):
     make_npz(trained / "other.npz", seed=1)
+    one = np.ones(1, int)
+    np.savez(trained / "odd.npz", indices=one, counts=one, labels=one, settings=np.array("{}"))
     before = sorted(str(p) for p in (trained / "runs").rglob("*"))
     own = [] if any(a.startswith("--dataset") for a in arguments) else ["--dataset=own.npz"]
     run_dir = any(a.startswith("--run_dir") for a in arguments)

@@ -1,0 +1,108 @@
+"""The newcomer's page: its numbers are the project's, and what it points to is there."""
+
+import io
+import itertools
+import math
+import pathlib
+import re
+
+import figure_certificate
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from scipy import stats
+
+from selfens_jax.certificates import certify_counts, certify_counts_as_published, format_radius
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "certificates.md"
+TEXT = PAGE.read_text()
+FLAT = " ".join(TEXT.split())
+
+
+def two_classes(n: int) -> np.ndarray:
+    """All counts of n votes that the first of two classes leads."""
+    top = np.arange(n // 2 + 1, n + 1)
+    return np.stack([top, n - top], axis=-1)
+
+
+def radius(top: int, n: int, alpha: float, digits: int = 3) -> str:
+    return format_radius(certify_counts([top, n - top], 1.0, alpha).radius, digits)
+
+
+def test_the_table_of_reachable_radii_is_computed():
+    alphas = (0.05, 0.001, 1e-6)
+    rows = [
+        "| n | " + " | ".join(f"alpha = {alpha:g}" for alpha in alphas) + " |",
+        "|---" * 4 + "|",
+    ]
+    for n in (100, 1000, 10_000, 100_000):
+        cells = [f"{n:,}"]
+        for alpha in alphas:
+            counts = two_classes(n)
+            least = counts[certify_counts(counts, 1.0, alpha).prediction == 0].min(axis=0)[0]
+            share = math.ceil(1000 * least / n) / 10
+            cells.append(f"{radius(n, n, alpha)}, from {share:.1f} %")
+        rows.append(f"| {' | '.join(cells)} |")
+    table = TEXT.split("<!-- table: reach -->\n")[1].split("<!-- end -->")[0]
+    assert table.splitlines() == rows
+
+
+def test_the_numbers_in_the_text_are_computed():
+    published = {
+        k: certify_counts_as_published([k, 1000 - k], 1.0).radius for k in (500, 990, 1000)
+    }
+    assert f"500 of 1000 votes get {format_radius(published[500], 3)} sigma" in FLAT
+    for k, digits in ((1000, 4), (990, 3)):
+        low, high = radius(k, 1000, 0.001), radius(k, 1000, 0.05)
+        theirs = f"| {k} of 1000 votes | {format_radius(published[k], digits)} sigma"
+        assert theirs in FLAT
+        assert f"{low} sigma at alpha = 0.001, {high} sigma at 0.05" in FLAT
+    assert published[1000] > certify_counts([1000, 0], 1.0, 0.001).radius
+
+    few, many = radius(900, 1000, 0.001, 2), radius(90_000, 100_000, 0.001, 2)
+    assert f"to 100,000 draws gives {many} instead of {few} sigma" in FLAT
+    loss = 1 - float(radius(1000, 1000, 0.001, 6)) / float(radius(1000, 1000, 0.05, 6))
+    assert f"takes {100 * loss:.0f} % off the largest radius" in FLAT
+    least = next(n for n in itertools.count(1) if certify_counts([n, 0], 1.0).prediction == 0)
+    assert f"below n = {least} nothing can be certified at alpha = 0.001" in FLAT
+    assert "ten samples off by 0.31 mV each, or 128 samples off by 0.088 mV each" in FLAT
+    assert 0.31 * math.sqrt(10) < 1 < 0.32 * math.sqrt(10)
+    assert 0.088 * math.sqrt(128) < 1 < 0.089 * math.sqrt(128)
+
+
+def test_the_comparison_with_the_published_procedure_is_computed():
+    counts = two_classes(1000)
+    ours = certify_counts(counts, 1.0, 0.05)
+    sure = ours.prediction == 0
+    assert (ours.radius > certify_counts_as_published(counts, 1.0).radius)[sure].all()
+    assert "larger than the published one for every certified count of 1,000" in FLAT
+
+    renyi = certify_counts(counts, 1.0, 0.05, bound="renyi").radius
+    gain = ours.radius[sure] / renyi[sure] - 1
+    assert f"{100 * gain.min():.0f} to {100 * gain.max():.0f} % larger for the same" in FLAT
+
+    every = np.stack([np.arange(1001), 1000 - np.arange(1001)], axis=-1)
+    result = certify_counts_as_published(every, 1.0)
+    wrong = (result.prediction == 1) | (result.radius > stats.norm.ppf(0.501))
+    rate = stats.binom.pmf(every[:, 0], 1000, 0.501)[wrong].sum()
+    assert f"{100 * rate:.1f} % of its certificates are false" in FLAT
+
+
+def test_what_the_page_points_to_is_there():
+    targets = re.findall(r"\]\(([^)#]+)\)", TEXT)
+    assert "what_a_certificate_means.png" in targets
+    for target in targets:
+        assert (PAGE.parent / target).exists(), target
+    for name in re.findall(r"`(test_\w+\.py)`", TEXT):
+        assert (ROOT / "tests" / name).exists(), name
+    for name in re.findall(r"`python (\S+\.py)", TEXT):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_picture_can_be_drawn():
+    png = io.BytesIO()
+    FigureCanvasAgg(figure_certificate.figure()).print_png(png)
+    assert png.getvalue().startswith(b"\x89PNG")
+    sure = certify_counts([900, 100], figure_certificate.SIGMA).radius
+    assert float(sure) == pytest.approx(0.883, abs=1e-3)  # as the picture on the page says

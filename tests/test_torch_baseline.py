@@ -1,0 +1,255 @@
+"""The benchmark: PyTorch computes what JAX computes, and the script runs, with PyTorch or without.
+
+Tests that need PyTorch skip without it and say so.
+"""
+
+import csv
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import init
+
+from selfens_jax import masks, models, smoothing
+
+ROOT = Path(__file__).parents[1]
+NUM_CLASSES = 3
+
+
+@pytest.fixture(scope="module")
+def torch():
+    return pytest.importorskip("torch", reason="needs the bench extra: pip install .[bench]")
+
+
+@pytest.fixture(scope="module")
+def baseline(torch):
+    return importlib.import_module("torch_baseline")
+
+
+def both(baseline, name, length, channels, seed=0):
+    """The network in Flax, its variables, none of them trivial, and the network in PyTorch."""
+    model = models.create(name, NUM_CLASSES)
+    fresh = init(model, jnp.zeros((1, length, channels)))
+    rng = np.random.default_rng(seed)
+
+    def perturb(path, leaf):
+        kind, value = path[-1].key, np.asarray(leaf)
+        if kind in ("scale", "var"):
+            return (value * rng.uniform(0.5, 2, value.shape)).astype(np.float32)
+        spread = 0.3 if kind in ("bias", "mean") else 0.1 * value.std()
+        return (value + rng.normal(scale=spread, size=value.shape)).astype(np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(perturb, fresh)
+    return model, variables, baseline.from_flax(name, variables, NUM_CLASSES, channels, length)
+
+
+def series(count, length, channels, seed=1):
+    return np.random.default_rng(seed).normal(size=(count, length, channels)).astype(np.float32)
+
+
+def to_torch(torch, x):
+    return torch.tensor(x.swapaxes(1, 2).copy())
+
+
+@pytest.mark.parametrize(("length", "channels"), [(13, 3), (60, 1), (128, 1), (128, 3)])
+@pytest.mark.parametrize("name", models.NAMES)
+def test_logits_agree_with_flax(torch, baseline, name, length, channels):
+    model, variables, net = both(baseline, name, length, channels)
+    x = series(4, length, channels)
+    expected = np.asarray(jax.jit(model.apply)(variables, x))
+    assert np.abs(expected).max() > 0.1  # the comparison is not of zeros
+    with torch.inference_mode():
+        np.testing.assert_allclose(net(to_torch(torch, x)), expected, atol=1e-4)
+        channels_last = baseline.prepare(net, baseline.Setup(channels_last=True))
+        np.testing.assert_allclose(channels_last(to_torch(torch, x)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [
+    ("inception_time", 420_579),
+    ("lstm_fcn", 314_947),  # PyTorch's LSTM has two biases where Flax's has one of 4 * 64
+    ("macnn", 8_207_595),
+])  # fmt: skip
+def test_parameter_counts(baseline, name, parameters):
+    net = baseline.create(name, NUM_CLASSES, channels=1, length=128)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_batch_norm_statistics_update_as_in_flax(torch, baseline, name):
+    """The means agree; PyTorch's variances are the unbiased estimate, n / (n - 1) of Flax's."""
+    length, count = 16, 6
+    model, variables, net = both(baseline, name, length, channels=1)
+    x = series(count, length, 1)
+    _, updated = model.apply(
+        variables, x, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+    )
+    new = {"params": variables["params"], "batch_stats": updated["batch_stats"]}
+    expected = baseline.from_flax(name, new, NUM_CLASSES, 1, length)
+    old = dict(net.named_modules())
+    old_variance = {path: m.running_var.clone() for path, m in old.items() if is_norm(m)}
+    rows = {}  # how many values each layer's statistics are over
+    for path, module in old.items():
+        if is_norm(module):
+            module.register_forward_hook(
+                lambda _, inputs, __, path=path: rows.update(
+                    {path: inputs[0].numel() // inputs[0].shape[1]}
+                )
+            )
+    net.train()(to_torch(torch, x))
+    assert rows
+    for path, module in expected.named_modules():
+        if not is_norm(module):
+            continue
+        np.testing.assert_allclose(old[path].running_mean, module.running_mean, atol=1e-5)
+        biased = (module.running_var - 0.9 * old_variance[path]) / 0.1
+        unbiased = biased * rows[path] / (rows[path] - 1)
+        np.testing.assert_allclose(
+            old[path].running_var, 0.9 * old_variance[path] + 0.1 * unbiased, rtol=1e-4, atol=1e-5
+        )
+
+
+def is_norm(module):
+    return type(module).__name__ == "BatchNorm"
+
+
+def test_both_procedures_count_the_votes_of_jax(torch, baseline):
+    length, num_draws, sigma = 24, 150, 0.8
+    model, variables, _ = both(baseline, "lstm_fcn", length, channels=2)
+    chosen = np.asarray(masks.continuous(jax.random.key(1), 3, length))
+    x, key = series(2, length, 2), jax.random.key(2)
+    # Fresh networks vote for one class only; from this bias on, noise decides.
+    typical = model.apply(variables, series(50, length, 2, seed=3)).mean(axis=0)
+    variables["params"]["Dense_0"]["bias"] -= np.asarray(typical)
+    net = baseline.from_flax("lstm_fcn", variables, NUM_CLASSES, 2, length)
+    expected = smoothing.count_votes(
+        smoothing.self_ensemble(model, variables, chosen),
+        x,
+        sigma=sigma,
+        num_draws=num_draws,
+        key=key,
+    )
+    draws = jnp.arange(num_draws)
+    for index, one in enumerate(x):
+        keys = jax.vmap(lambda d, i=index: jax.random.fold_in(jax.random.fold_in(key, i), d))(draws)
+        noise = jax.vmap(lambda k: jax.random.normal(k, (length, 2)))(keys)
+        arguments = (
+            torch.tensor(one.T.copy()),
+            torch.tensor(chosen),
+            sigma,
+            num_draws,
+        )
+        noise = to_torch(torch, np.asarray(noise))
+        published = baseline.count_votes_as_published(net, *arguments, noise=noise).numpy()
+        forward = baseline.prepare(net, baseline.Setup())
+        best = baseline.count_votes(forward, *arguments, 40, noise=noise).numpy()
+        assert published.sum() == best.sum() == num_draws
+        # A logit apart by rounding may tip a draw.
+        assert np.abs(published - expected[index]).sum() <= 2
+        assert np.abs(best - expected[index]).sum() <= 2
+    assert (np.sort(expected, axis=1)[:, -2] > 5).all()  # more than one class gets votes
+
+
+def test_counts_without_given_noise_are_complete(torch, baseline):
+    net = baseline.create("lstm_fcn", NUM_CLASSES, channels=1, length=16)
+    arguments = (torch.zeros(1, 16), torch.ones(2, 16), 1.0, 130)
+    assert baseline.count_votes_as_published(net, *arguments).sum() == 130
+    assert baseline.count_votes(net, *arguments, draws_per_batch=100).sum() == 130
+
+
+def test_a_training_step_agrees_with_optax(torch, baseline):
+    """One step of Adam without noise and masks: the same loss before and after."""
+    length, rate = 16, 1e-3
+    model, variables, net = both(baseline, "inception_time", length, channels=1)
+    x, y = series(6, length, 1), np.arange(6) % NUM_CLASSES
+    weights = np.array([0.5, 1.0, 2.0], np.float32)
+
+    @jax.jit
+    def loss_of(params):
+        logits, _ = model.apply(
+            {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+        return jnp.average(losses, weights=weights[y])
+
+    optimizer = optax.adam(rate)
+    params = variables["params"]
+    before, gradient = jax.jit(jax.value_and_grad(loss_of))(params)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    after = loss_of(optax.apply_updates(params, updates))
+
+    for channels_last in (False, True):
+        setup = baseline.Setup(channels_last=channels_last)
+        trainer = baseline.Trainer(
+            net, setup, 0.0, torch.ones(1, length), torch.tensor(weights), learning_rate=rate
+        )
+        batch = to_torch(torch, x), torch.tensor(y)
+        losses = [float(trainer.step(*batch)) for _ in range(2)]
+        np.testing.assert_allclose(losses[0], before, rtol=1e-4)
+        np.testing.assert_allclose(losses[1], after, rtol=5e-3)
+    assert abs(before - after) > 1e-2 * before
+
+
+def test_tuning_keeps_what_helps_and_survives_what_fails(baseline):
+    seconds = {"channels_last": 0.5, "bfloat16": 0.8}
+
+    def seconds_per_draw(setup):
+        if setup.compiled:
+            raise RuntimeError("no compiler\nmore")
+        factors = [factor for name, factor in seconds.items() if getattr(setup, name)]
+        return float(np.prod(factors)) / setup.draws_per_batch
+
+    best_float32, best, trials = baseline.tune(seconds_per_draw, (20, 50))
+    assert best_float32 == baseline.Setup(50, channels_last=True)
+    assert best == baseline.Setup(50, channels_last=True, bfloat16=True)
+    assert [result for _, result in trials if isinstance(result, str)] == ["no compiler"]
+
+
+def run_benchmark(*arguments):
+    return subprocess.run(
+        [sys.executable, "experiments/benchmark.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_flops_are_those_of_the_papers():
+    benchmark = importlib.import_module("benchmark")
+    for name, expected in (("inception_time", 107e6), ("lstm_fcn", 67.5e6), ("macnn", 661e6)):
+        case = benchmark.Case(name, "CBF", 1, 1, 1)
+        assert benchmark.forward_flop(case) == pytest.approx(expected, rel=0.01)
+
+
+def test_the_benchmark_runs_and_writes_its_table(tmp_path):
+    done = run_benchmark("--smoke", "--what=certify", f"--output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (table,) = tmp_path.glob("*.csv")
+    lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
+    rows = list(csv.DictReader(lines))
+    assert rows[0]["contender"] == "jax"
+    assert all(float(row["median_seconds"]) > 0 for row in rows)
+    assert len(list(tmp_path.glob("*.md"))) == len(list(tmp_path.glob("*.png"))) == 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_whole(tmp_path):
+    done = run_benchmark("--smoke", "--memory", f"--output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (table,) = tmp_path.glob("*.md")
+    for head in ("One example certified", "One training step", "Time for all examples"):
+        assert head in table.read_text()
+
+
+@pytest.mark.parametrize("argument", ["--models=resnet", "--what=", "--num_draws=0", "--repeats=x"])
+def test_the_benchmark_says_a_user_error_in_one_line(argument, tmp_path):
+    done = run_benchmark(argument, f"--output_dir={tmp_path}")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
