@@ -129,8 +129,8 @@ def step(state: State, counts) -> State:
     fresh = np.zeros((2, len(state.decision)), np.int64)
     fresh[:, rows] = counts[np.arange(len(rows)), state.candidate[rows]], counts.sum(axis=1)
     successes, draws = state.successes + fresh[0], state.draws + fresh[1]
-    now = decide(successes, draws, state.p0, state.alpha, state.alpha_futility)
-    decision = np.where(state.decision == OPEN, now, state.decision)
+    # Without new votes a decided example is decided as before.
+    decision = decide(successes, draws, state.p0, state.alpha, state.alpha_futility)
     return dataclasses.replace(state, successes=successes, draws=draws, decision=decision)
 
 
