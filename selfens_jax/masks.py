@@ -1,7 +1,7 @@
 """Random masks over time (Section 5.3 of the paper): 1 keeps a time step, 0 hides it.
 
 Mask i depends on the key and i alone, so the first five of twenty masks are the five of a
-smaller ensemble. Every function can be traced: `num_masks` and `length` are static.
+smaller ensemble. Every function can be traced: `num_masks`, `length` and `keep` are static.
 """
 
 from functools import partial
@@ -49,9 +49,7 @@ def continuous(key: jax.Array, num_masks: int, length: int, keep: float = 0.9) -
     longest = max(1, int((1 - keep) * length / 2 + 1e-9))
     while hidden > longest * (kept + 1):
         longest += 1
-    return jax.vmap(partial(_continuous_mask, kept=kept, hidden=hidden, longest=longest))(
-        _one_key_each(key, num_masks)
-    )
+    return _continuous_masks(key, num_masks, kept, hidden, longest)
 
 
 def draw(ensemble: str, key: jax.Array, num_masks: int, length: int, keep: float) -> jax.Array:
@@ -61,6 +59,14 @@ def draw(ensemble: str, key: jax.Array, num_masks: int, length: int, keep: float
     if ensemble == "mc":
         return continuous(key, num_masks, length, keep)
     return jnp.ones((num_masks, length), jnp.float32)
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _continuous_masks(
+    key: jax.Array, num_masks: int, kept: int, hidden: int, longest: int
+) -> jax.Array:
+    one = partial(_continuous_mask, kept=kept, hidden=hidden, longest=longest)
+    return jax.vmap(one)(_one_key_each(key, num_masks))
 
 
 def _continuous_mask(key: jax.Array, *, kept: int, hidden: int, longest: int) -> jax.Array:

@@ -108,7 +108,8 @@ def count_votes(
         averaged over members. It must be a pytree whose weights are leaves, as `self_ensemble`
         and `jax.tree_util.Partial` make; a plain function has its weights compiled in.
       x: (N, T, C) series, in the units in which the radius is meant.
-      sigma: standard deviation of the noise, in the units of x.
+      sigma: standard deviation of the noise, in the units of x; rounded up to float32, so that
+        a radius computed with it is never too large.
       num_draws: n, noise draws an example.
       key: the random key of the noise.
       batch_size: noised series in flight in one call (times m masks inside `predict`): it
@@ -121,11 +122,13 @@ def count_votes(
 
     Raises:
       UserError: for x that is not finite or not (N, T, C), sigma that is not positive, an index
-        that is negative, num_draws or batch_size below 1, or a network that returns NaN.
+        outside [0, 2**32), num_draws or batch_size below 1, or a network that returns NaN.
     """
     x = np.asarray(x, np.float32)
     indices = np.arange(len(x)) if indices is None else np.asarray(indices)
     _check(x, sigma, num_draws, batch_size, indices)
+    if jax.tree_util.all_leaves([predict]):  # a plain function
+        predict = jax.tree_util.Partial(predict)
     devices = 1 if mesh is None else mesh.size
     num_classes = jax.eval_shape(predict, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)).shape[
         -1
@@ -135,7 +138,8 @@ def count_votes(
     blocks_per_example = -(-num_draws // DRAWS_PER_BLOCK)
     rows = np.repeat(np.arange(len(x)), blocks_per_example)
     first_draws = np.tile(np.arange(blocks_per_example) * DRAWS_PER_BLOCK, len(x))
-    per_call = max(1, batch_size // (DRAWS_PER_BLOCK * devices)) * devices
+    per_call = min(max(1, batch_size // DRAWS_PER_BLOCK), len(rows))
+    per_call = -(-per_call // devices) * devices
 
     in_flight: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
 
@@ -155,7 +159,7 @@ def count_votes(
             indices[padded].astype(np.uint32),
             first.astype(np.uint32),
             np.uint32(num_draws),
-            np.float32(sigma),
+            _round_up(sigma),
             key,
             num_classes=num_classes,
             mesh=mesh,
@@ -230,6 +234,12 @@ def _votes(
     return jnp.where(counted[:, None], votes, 0).sum(axis=0)
 
 
+def _round_up(sigma: float) -> np.float32:
+    # Never less noise than the radius is computed for.
+    single = np.float32(sigma)
+    return single if single >= sigma else np.nextafter(single, np.float32(np.inf))
+
+
 def _check(
     x: np.ndarray, sigma: float, num_draws: int, batch_size: int, indices: np.ndarray
 ) -> None:
@@ -241,5 +251,6 @@ def _check(
         raise UserError(f"sigma must be positive and finite, not {sigma}")
     if num_draws < 1 or batch_size < 1:
         raise UserError(f"num_draws ({num_draws}) and batch_size ({batch_size}) must be at least 1")
-    if indices.shape != x.shape[:1] or indices.dtype.kind not in "iu" or (indices < 0).any():
-        raise UserError("indices must hold one nonnegative integer for each example of x")
+    whole = indices.shape == x.shape[:1] and indices.dtype.kind in "iu"
+    if not whole or (indices < 0).any() or (indices >= 2**32).any():
+        raise UserError("indices must hold one integer in [0, 2**32) for each example of x")

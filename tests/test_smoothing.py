@@ -271,7 +271,7 @@ def test_nothing_compiles_twice(members, x):
     other = smoothing.self_ensemble(TinyNet(3), members[1], np.eye(2, LENGTH))
     smoothing.count_votes(other, x, sigma=0.3, num_draws=130, key=KEY, batch_size=200)
     smoothing.count_votes(
-        other, x[:1], sigma=2, num_draws=7, key=jax.random.key(1), batch_size=299, indices=[5]
+        other, x[:1], sigma=2, num_draws=107, key=jax.random.key(1), batch_size=299, indices=[5]
     )
     assert smoothing._count_blocks._cache_size() == compiled
 
@@ -320,3 +320,19 @@ def test_bad_input_is_refused_in_one_line(changes, word):
 def test_masks_must_be_zeros_and_ones(bad):
     with pytest.raises(UserError, match="masks"):
         smoothing.self_ensemble(FirstChannel(), {}, bad)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.4, 0.7, 0.8, 1.6, 1.0, 3e-5])
+def test_the_noise_is_never_below_sigma(sigma):
+    rounded = float(smoothing._round_up(sigma))
+    assert sigma <= rounded <= sigma * (1 + 2**-23)
+
+
+def test_a_plain_function_can_be_counted(x):
+    def predict(series):
+        return jnp.stack([series.sum(axis=(1, 2)), jnp.zeros(len(series))], axis=-1)
+
+    arguments = {"sigma": 0.5, "num_draws": 100, "key": KEY}
+    counts = smoothing.count_votes(predict, x, **arguments)
+    partial = smoothing.count_votes(jax.tree_util.Partial(predict), x, **arguments)
+    np.testing.assert_array_equal(counts, partial)
