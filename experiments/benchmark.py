@@ -457,7 +457,8 @@ def forward_flop(case: Case) -> float:
     Counts the convolutions, padding included, and the matrix products.
     """
     x = jnp.zeros((1, case.shape.length, 1))
-    traced = jax.make_jaxpr(lambda v: case.net.apply(v, x, train=False))(case.variables())
+    variables = jax.eval_shape(case.net.init, jax.random.key(0), x)
+    traced = jax.make_jaxpr(lambda v: case.net.apply(v, x, train=False))(variables)
     return 2.0 * _multiply_adds(traced.jaxpr)
 
 

@@ -237,7 +237,7 @@ def _votes(
 def _round_up(sigma: float) -> np.float32:
     # Never less noise than the radius is computed for.
     single = np.float32(sigma)
-    return single if single >= sigma else np.nextafter(single, np.float32(np.inf))
+    return single if float(single) >= sigma else np.nextafter(single, np.float32(np.inf))
 
 
 def _check(
