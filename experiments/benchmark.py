@@ -136,9 +136,20 @@ def main() -> None:
 
     clock = Clock(FLAGS.time_limit)
     started = datetime.datetime.now()
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
     stem = f"{started:%Y-%m-%d-%H%M%S}-{jax.default_backend()}{'-smoke' * FLAGS.smoke}"
     path = Path(FLAGS.output_dir) / stem
     measures = {"certify": certify, "train": train, "scaling": scale}
+    facts = {
+        "date": f"{started:%Y-%m-%d %H:%M}",
+        "command": " ".join(["python experiments/benchmark.py", *sys.argv[1:]]),
+        **machine(),
+        "load average before the start": load,
+        "versions": ", ".join(f"{k} {v}" for k, v in runs.versions().items()),
+        "PyTorch": "not installed: JAX alone was measured" if torch is None else torch_facts(),
+    }
+    if FLAGS.smoke:
+        facts["smoke"] = "tiny sizes: these times say nothing"
     rows: list[Row] = []
     try:
         for what, dataset, model in itertools.product(FLAGS.what, FLAGS.datasets, FLAGS.models):
@@ -149,12 +160,12 @@ def main() -> None:
                 continue
             cli.say(f"{what}: {model}, {dataset}")
             rows += measures[what](model, dataset, clock)
-            write(path, rows, started, clock)
+            write(path, rows, facts, clock)
     except KeyboardInterrupt:
         cli.say("interrupted; what was measured is kept")
     if not rows:
         raise UserError("nothing was measured: the time limit is too short")
-    write(path, rows, started, clock)
+    write(path, rows, facts, clock)
     print(f"written to {path}.md (.csv, .png)")
 
 
@@ -447,8 +458,10 @@ def options() -> tuple[str, ...]:
     return ("channels_last", *(["compiled"] if FLAGS.torch_compile else []), "bfloat16")
 
 
-def outcome(result: float | str) -> str:
-    return f"failed ({result[:60]})," if isinstance(result, str) else f"{1e3 * result:.3g} ms"
+def outcome(result: float | str, per: str) -> str:
+    if isinstance(result, str):
+        return f"failed ({result[:60]})"
+    return f"{1e3 * result:.3g} ms a {per}"
 
 
 def forward_flop(case: Case) -> float:
@@ -637,7 +650,7 @@ def tune_training(case: Case, batches: list, weights: np.ndarray) -> tuple[Any, 
 
     start = (torch_baseline.Setup().draws_per_batch,)  # means nothing in training
     _, best, trials = torch_baseline.tune(seconds_per_step, start, options())
-    return best, "; ".join(f"{s.options}: {outcome(result)} a step" for s, result in trials)
+    return best, "; ".join(f"{s.options}: {outcome(result, 'step')}" for s, result in trials)
 
 
 # Scaling
@@ -694,16 +707,8 @@ def straight_line(rows: list[Row], varied: str) -> str:
 # Output
 
 
-def write(path: Path, rows: list[Row], started: datetime.datetime, clock: Clock) -> None:
-    facts = {
-        "date": f"{started:%Y-%m-%d %H:%M}",
-        "command": " ".join(["python experiments/benchmark.py", *sys.argv[1:]]),
-        **machine(),
-        "versions": ", ".join(f"{k} {v}" for k, v in runs.versions().items()),
-        "PyTorch": "not installed: JAX alone was measured" if torch is None else torch_facts(),
-    }
-    if FLAGS.smoke:
-        facts["smoke"] = "tiny sizes: these times say nothing"
+def write(path: Path, rows: list[Row], facts: dict[str, str], clock: Clock) -> None:
+    facts = dict(facts)
     if clock.left_out:
         facts["left out at the time limit"] = ", ".join(clock.left_out)
     names = [field.name for field in dataclasses.fields(Row)]
@@ -731,9 +736,6 @@ def machine() -> dict[str, str]:
             facts[name] = " ".join(vector)
         elif found:
             facts[name] = found[1]
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    if load is not None:
-        facts["load average at the last write"] = f"{load:.1f}"
     return facts
 
 
