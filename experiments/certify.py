@@ -334,7 +334,8 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
             "abstain": abstain,
             "counts": f"counts-{name}.npz",
             "settings": settings,
-            "summary": dict(table),
+            # JSON has no NaN (no correct prediction) and no infinity (Sison-Glaz): as text.
+            "summary": {k: v if np.isfinite(v) else str(v) for k, v in table.items()},
         },
     )
     title = (
@@ -349,8 +350,9 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
     print(title)
     print(f"  {certified.statement}")
     print(f"  series: {provenance(source)}; radii are L2 norms in their units")
-    for what, value in table:
-        print(f"  {what:<44} {value}")
+    for what, value in table.items():
+        is_radius = "radius" in what or "ACR" in what
+        print(f"  {what:<44} {value:.4f}" if is_radius else f"  {what:<44} {value:.2%}")
     print(f"  written to {folder / stem}.tsv (.json, .png)")
 
 
@@ -359,30 +361,28 @@ def provenance(source: dict[str, Any]) -> str:
     return f"{source['name']} ({origin}), scaling {source['scaling']}"
 
 
-def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple[str, str]]:
+def summary(counted: Counts, certified: certificates.Certificates) -> dict[str, float]:
+    """What the certificates come to: shares, and mean radii in the units of the series."""
     prediction, radius, labels = certified.prediction, certified.radius, counted.labels
-    most = counted.counts.argmax(axis=1)
-    sigma = counted.settings["sigma"]
-    radii = np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * sigma
-    at = metrics.certified_accuracy(prediction, radius, labels, radii)
-    return [
-        ("accuracy of the most voted class", f"{metrics.accuracy(most, labels):.2%}"),
-        ("certified and correct", f"{metrics.accuracy(prediction, labels):.2%}"),
-        ("abstentions", f"{metrics.abstention_rate(prediction):.2%}"),
-        (
-            "ACR (wrong or abstained = 0)",
-            f"{metrics.average_certified_radius(prediction, radius, labels):.4f}",
+    most_voted = counted.counts.argmax(axis=1)
+    radii = np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * counted.settings["sigma"]
+    certified_accuracy = metrics.certified_accuracy(prediction, radius, labels, radii)
+    return {
+        "accuracy of the most voted class": metrics.accuracy(most_voted, labels),
+        "certified and correct": metrics.accuracy(prediction, labels),
+        "abstentions": metrics.abstention_rate(prediction),
+        "ACR (wrong or abstained = 0)": metrics.average_certified_radius(
+            prediction, radius, labels
         ),
-        ("mean radius, all predictions", f"{metrics.mean_radius(prediction, radius):.4f}"),
-        (
-            "mean radius, correct predictions",
-            f"{metrics.mean_radius_of_correct(prediction, radius, labels):.4f}",
+        "mean radius, all predictions": metrics.mean_radius(prediction, radius),
+        "mean radius, correct predictions": metrics.mean_radius_of_correct(
+            prediction, radius, labels
         ),
-        *[
-            (f"certified accuracy at r = {r:g}", f"{share:.2%}")
-            for r, share in zip(radii, at, strict=True)
-        ],
-    ]
+        **{
+            f"certified accuracy at r = {r:g}": float(share)
+            for r, share in zip(radii, certified_accuracy, strict=True)
+        },
+    }
 
 
 if __name__ == "__main__":
