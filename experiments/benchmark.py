@@ -274,6 +274,13 @@ class Case:
         return DATASETS[self.dataset]
 
     @property
+    def batch_size(self) -> int:
+        """As certify.py has it, but no larger than the work: a call is padded to this size."""
+        if jax.default_backend() == "cpu":
+            return min(1000, self.num_draws)
+        return min(64_000, self.num_draws * self.num_examples)
+
+    @property
     def net(self) -> Any:
         return models.create(self.model, self.shape.num_classes)
 
@@ -313,7 +320,7 @@ def jax_certifier(case: Case) -> Run:
         sigma=SIGMA,
         num_draws=case.num_draws,
         key=jax.random.key(2),
-        batch_size=1000 if jax.default_backend() == "cpu" else 64_000,
+        batch_size=case.batch_size,
     )
 
 
@@ -451,7 +458,7 @@ def tune_certification(case: Case) -> tuple[dict[str, tuple[Any, Callable, float
     tuned = {"torch best float32": kept[best_float32]}
     if best != best_float32:
         tuned["torch best"] = kept[best]
-    return tuned, "; ".join(f"{setup}: {outcome(result)} a draw" for setup, result in trials)
+    return tuned, "; ".join(f"{setup}: {outcome(result, 'draw')}" for setup, result in trials)
 
 
 def options() -> tuple[str, ...]:
@@ -659,11 +666,11 @@ def tune_training(case: Case, batches: list, weights: np.ndarray) -> tuple[Any, 
 def scale(model: str, dataset: str, clock: Clock) -> list[Row]:
     """JAX's time against n, m and the number of examples, and its memory against n and examples."""
     n, m = FLAGS.num_draws, FLAGS.num_masks
-    quarter = max(1, n // 4)
+    few = max(1, n // 5)  # of n = 1000 a whole number of blocks of draws, as all sizes here
     lines = {
-        "num_draws": [(value, m, 1) for value in (quarter, max(1, n // 2), n, 2 * n)],
-        "num_masks": [(quarter, value, 1) for value in sorted({1, m, 2 * m})],
-        "num_examples": [(quarter, m, value) for value in (1, 2, 4, 8)],
+        "num_draws": [(value, m, 1) for value in (few, max(1, n // 2), n, 2 * n)],
+        "num_masks": [(few, value, 1) for value in sorted({1, m, 2 * m})],
+        "num_examples": [(few, m, value) for value in (1, 2, 4, 8)],
     }
     cases = {
         (varied, sizes): Case(model, dataset, *sizes)
@@ -842,29 +849,31 @@ def figure(rows: list[Row], facts: dict[str, str]) -> bytes:
     ):
         some = [row for row in rows if row.what == what and row.median_seconds]
         some = [row for row in some if not row.contender.startswith("matrix")]
-        (_lines if what == "scaling" else _bars)(part, some, what)
-    note = "; ".join(facts[key] for key in ("date", "processor", "PyTorch") if key in facts)
+        (_lines if what == "scaling" else _points)(part, some, what)
+    note = "; ".join(
+        f"{key}: {facts[key]}" for key in ("date", "processor", "PyTorch") if key in facts
+    )
     drawn.supxlabel(note, fontsize=7, color="0.35")
     buffer = io.BytesIO()
     FigureCanvasAgg(drawn).print_png(buffer, metadata={"Description": note})
     return buffer.getvalue()
 
 
-def _bars(part: Any, rows: list[Row], what: str) -> None:
+def _points(part: Any, rows: list[Row], what: str) -> None:
     axes = part.subplots()
     groups = list(dict.fromkeys((row.model, row.dataset) for row in rows))
     names = list(dict.fromkeys(row.contender for row in rows))
     width = 0.8 / max(1, len(names))
     for number, name in enumerate(names):
         some = [row for row in rows if row.contender == name]
-        place = [groups.index((row.model, row.dataset)) + (number + 0.5) * width for row in some]
+        place = [groups.index((r.model, r.dataset)) + (number + 0.5) * width for r in some]
         middle = np.array([row.median_seconds for row in some])
         spread = [
             middle - [row.min_seconds for row in some],
             [row.max_seconds for row in some] - middle,
         ]
         colour = plots.COLOURS[number % len(plots.COLOURS)]
-        axes.bar(place, middle, width, color=colour, label=name, yerr=spread, ecolor="0.3")
+        axes.errorbar(place, middle, spread, fmt="o", color=colour, capsize=3, label=name)
     axes.set_xticks(
         np.arange(len(groups)) + 0.4, [f"{model}\n{data}" for model, data in groups], fontsize=7
     )
@@ -885,7 +894,7 @@ def _lines(part: Any, rows: list[Row], what: str) -> None:
             some = [row for row in rows if row.note == varied and row.model == model]
             x = [getattr(row, varied) for row in some]
             axes.plot(x, [row.median_seconds for row in some], "o-", color=colour, label=model)
-            axes.set(xlabel=varied, xlim=(0, None), ylim=(0, None))
+            axes.set(xlabel=varied)
         for varied, style in (("num_draws", "o-"), ("num_examples", "s--")):
             some = [row for row in rows if row.note == varied and row.model == model]
             some = [row for row in some if row.peak_megabytes is not None]
@@ -894,9 +903,11 @@ def _lines(part: Any, rows: list[Row], what: str) -> None:
             y = [row.peak_megabytes for row in some]
             panels[3].plot(x, y, style, color=colour, label=label)
     panels[0].set(ylabel="seconds", title="Time")
-    panels[3].set(xlabel="n x examples", ylabel="peak MB", ylim=(0, None), title="Memory")
+    panels[3].set(xlabel="n x examples", ylabel="peak MB", title="Memory")
     for axes in panels:
         axes.grid(alpha=0.3)
+        axes.margins(0.1)
+        axes.set(xlim=(0, None), ylim=(0, None))
     panels[0].legend(frameon=False, fontsize=7)
     panels[3].legend(frameon=False, fontsize=6)
 
