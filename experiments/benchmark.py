@@ -274,13 +274,6 @@ class Case:
         return DATASETS[self.dataset]
 
     @property
-    def batch_size(self) -> int:
-        """As certify.py has it, but no larger than the work: a call is padded to this size."""
-        if jax.default_backend() == "cpu":
-            return min(1000, self.num_draws)
-        return min(64_000, self.num_draws * self.num_examples)
-
-    @property
     def net(self) -> Any:
         return models.create(self.model, self.shape.num_classes)
 
@@ -320,7 +313,7 @@ def jax_certifier(case: Case) -> Run:
         sigma=SIGMA,
         num_draws=case.num_draws,
         key=jax.random.key(2),
-        batch_size=case.batch_size,
+        batch_size=smoothing.default_batch_size(),
     )
 
 
@@ -758,42 +751,39 @@ TABLE_HEADS = {
     "train": "One training step",
     "scaling": "Time for all examples of one call",
 }
-COLUMNS = {
+_WHO = (("model", "model", "{}"), ("dataset", "series", "{}"), ("contender", "contender", "{}"))
+
+
+def _spread(form: str) -> tuple[tuple[str, str, str], ...]:
+    heads = {"median_seconds": "s", "min_seconds": "min", "max_seconds": "max"}
+    return tuple((name, head, form) for name, head in heads.items())
+
+
+_RATIO, _COMPILE = (
+    ("ratio_to_jax", "times jax", "{:.2f}"),
+    ("compile_seconds", "compile s", "{:.1f}"),
+)
+_PEAK = ("peak_megabytes", "peak MB", "{:.0f}")
+COLUMNS = {  # field of a row, its head, its format
     "certify": (
-        ("model", "model", "{}"),
-        ("dataset", "series", "{}"),
-        ("contender", "contender", "{}"),
-        ("median_seconds", "s", "{:.3f}"),
-        ("min_seconds", "min", "{:.3f}"),
-        ("max_seconds", "max", "{:.3f}"),
-        ("ratio_to_jax", "times jax", "{:.2f}"),
+        *_WHO,
+        *_spread("{:.3f}"),
+        _RATIO,
         ("forwards_per_second", "forwards/s", "{:.0f}"),
         ("gflop_per_second", "GFLOP/s", "{:.1f}"),
         ("share_of_matrix_rate", "of matrix rate", "{:.0%}"),
-        ("peak_megabytes", "peak MB", "{:.0f}"),
-        ("compile_seconds", "compile s", "{:.1f}"),
+        _PEAK,
+        _COMPILE,
     ),
-    "train": (
-        ("model", "model", "{}"),
-        ("dataset", "series", "{}"),
-        ("contender", "contender", "{}"),
-        ("median_seconds", "s", "{:.4f}"),
-        ("min_seconds", "min", "{:.4f}"),
-        ("max_seconds", "max", "{:.4f}"),
-        ("ratio_to_jax", "times jax", "{:.2f}"),
-        ("compile_seconds", "compile s", "{:.1f}"),
-        ("note", "", "{}"),
-    ),
+    "train": (*_WHO, *_spread("{:.4f}"), _RATIO, _COMPILE, ("note", "", "{}")),
     "scaling": (
         ("model", "model", "{}"),
         ("note", "varied", "{}"),
         ("num_draws", "n", "{}"),
         ("num_masks", "m", "{}"),
         ("num_examples", "examples", "{}"),
-        ("median_seconds", "s", "{:.3f}"),
-        ("min_seconds", "min", "{:.3f}"),
-        ("max_seconds", "max", "{:.3f}"),
-        ("peak_megabytes", "peak MB", "{:.0f}"),
+        *_spread("{:.3f}"),
+        _PEAK,
     ),
 }
 
@@ -839,24 +829,19 @@ def markdown(rows: list[Row], facts: dict[str, str]) -> str:
 
 def figure(rows: list[Row], facts: dict[str, str]) -> bytes:
     """A PNG with one line of panels for certification, one for training, one for scaling."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     parts = [what for what in WHAT if any(row.what == what for row in rows)]
     drawn = Figure(figsize=(9.6, 3.6 * len(parts)), layout="constrained")
-    for what, part in zip(
-        parts, np.atleast_1d(drawn.subfigures(len(parts), 1, squeeze=False)[:, 0]), strict=True
-    ):
+    panels = drawn.subfigures(len(parts), 1, squeeze=False)[:, 0]
+    for what, part in zip(parts, panels, strict=True):
         some = [row for row in rows if row.what == what and row.median_seconds]
         some = [row for row in some if not row.contender.startswith("matrix")]
         (_lines if what == "scaling" else _points)(part, some, what)
     note = "; ".join(
         f"{key}: {facts[key]}" for key in ("date", "processor", "PyTorch") if key in facts
     )
-    drawn.supxlabel(note, fontsize=7, color="0.35")
-    buffer = io.BytesIO()
-    FigureCanvasAgg(drawn).print_png(buffer, metadata={"Description": note})
-    return buffer.getvalue()
+    return plots.png(drawn, "Benchmark", note)
 
 
 def _points(part: Any, rows: list[Row], what: str) -> None:

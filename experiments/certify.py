@@ -96,6 +96,7 @@ def count() -> tuple[Counts, Path]:
 
     predict, classifier = load_classifier(run, config, dataset)
     noise_seed = config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed
+    versions = runs.versions()
     settings = {
         **classifier,
         "data": config["data"],
@@ -103,13 +104,12 @@ def count() -> tuple[Counts, Path]:
         "num_draws": FLAGS.num_draws,
         "noise_seed": noise_seed,
         "platform": jax.devices()[0].platform,
-        "versions": {name: runs.versions()[name] for name in ("selfens_jax", "jax")},
+        "versions": {name: versions[name] for name in ("selfens_jax", "jax")},
     }
     file = run / f"votes-{short(settings)}.tsv"
     votes = runs.open_votes(file, settings, dataset.num_classes)
     todo = np.array([i for i in chosen if i not in votes], int)
-    on_cpu = settings["platform"] == "cpu"
-    batch_size = FLAGS.batch_size or (1000 if on_cpu else 64_000)
+    batch_size = FLAGS.batch_size or smoothing.default_batch_size()
     per_call = max(1, batch_size // FLAGS.num_draws)
     show = Running(dataset, settings["sigma"], {i: votes[i].counts for i in chosen if i in votes})
     with tqdm(
@@ -209,7 +209,7 @@ def load_classifier(
     if ensemble == "de":
         return smoothing.deep_ensemble(model, stacked), {**known, "num_members": members}
 
-    variables = jax.tree.map(lambda leaf: leaf[0], stacked)
+    (variables,) = models.unstack(stacked)
     mask_seed = config["seed"] if FLAGS.mask_seed is None else FLAGS.mask_seed
     num_masks = FLAGS.num_masks if ensemble in ("mb", "mc") else 1
     keep = config["keep"] if ensemble in ("mb", "mc") else 1.0
@@ -268,7 +268,8 @@ def read_counts(path: Path) -> Counts:
         whole = arrays["counts"].shape == shape and arrays["labels"].shape == shape[:1]
         whole &= (arrays["counts"].sum(axis=1) == settings["num_draws"]).all()
         whole &= np.isin(arrays["labels"], range(shape[1])).all()
-        settings["sigma"], settings["model"], settings["ensemble"]
+        whole &= {"sigma", "model", "ensemble"} <= settings.keys()
+        whole &= {"name", "source", "scaling"} <= settings["data"].keys()
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -335,7 +336,9 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
             "counts": f"counts-{name}.npz",
             "settings": settings,
             # JSON has no NaN (no correct prediction) and no infinity (Sison-Glaz): as text.
-            "summary": {k: v if np.isfinite(v) else str(v) for k, v in table.items()},
+            "summary": {
+                what: value if np.isfinite(value) else str(value) for what, value, _ in table
+            },
         },
     )
     title = (
@@ -350,9 +353,8 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
     print(title)
     print(f"  {certified.statement}")
     print(f"  series: {provenance(source)}; radii are L2 norms in their units")
-    for what, value in table.items():
-        is_radius = "radius" in what or "ACR" in what
-        print(f"  {what:<44} {value:.4f}" if is_radius else f"  {what:<44} {value:.2%}")
+    for what, value, form in table:
+        print(f"  {what:<44} {value:{form}}")
     print(f"  written to {folder / stem}.tsv (.json, .png)")
 
 
@@ -361,28 +363,34 @@ def provenance(source: dict[str, Any]) -> str:
     return f"{source['name']} ({origin}), scaling {source['scaling']}"
 
 
-def summary(counted: Counts, certified: certificates.Certificates) -> dict[str, float]:
-    """What the certificates come to: shares, and mean radii in the units of the series."""
+def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple[str, float, str]]:
+    """What the certificates come to: (what, value, its format); radii in the series' units."""
     prediction, radius, labels = certified.prediction, certified.radius, counted.labels
     most_voted = counted.counts.argmax(axis=1)
     radii = np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * counted.settings["sigma"]
     certified_accuracy = metrics.certified_accuracy(prediction, radius, labels, radii)
-    return {
-        "accuracy of the most voted class": metrics.accuracy(most_voted, labels),
-        "certified and correct": metrics.accuracy(prediction, labels),
-        "abstentions": metrics.abstention_rate(prediction),
-        "ACR (wrong or abstained = 0)": metrics.average_certified_radius(
-            prediction, radius, labels
+    shares = [
+        ("accuracy of the most voted class", metrics.accuracy(most_voted, labels)),
+        ("certified and correct", metrics.accuracy(prediction, labels)),
+        ("abstentions", metrics.abstention_rate(prediction)),
+    ]
+    means = [
+        (
+            "ACR (wrong or abstained = 0)",
+            metrics.average_certified_radius(prediction, radius, labels),
         ),
-        "mean radius, all predictions": metrics.mean_radius(prediction, radius),
-        "mean radius, correct predictions": metrics.mean_radius_of_correct(
-            prediction, radius, labels
+        ("mean radius, all predictions", metrics.mean_radius(prediction, radius)),
+        (
+            "mean radius, correct predictions",
+            metrics.mean_radius_of_correct(prediction, radius, labels),
         ),
-        **{
-            f"certified accuracy at r = {r:g}": float(share)
-            for r, share in zip(radii, certified_accuracy, strict=True)
-        },
-    }
+    ]
+    curve = [
+        (f"certified accuracy at r = {r:g}", float(share))
+        for r, share in zip(radii, certified_accuracy, strict=True)
+    ]
+    forms = ((shares, ".2%"), (means, ".4f"), (curve, ".2%"))
+    return [(what, value, form) for rows, form in forms for what, value in rows]
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ def train(run: Path, config: training.TrainConfig, dataset: data.Dataset) -> Non
                 last_save = time.monotonic()
     if saved is None or saved[0] < config.epochs:
         runs.save_progress(run, done, states, history)
-    variables = training.stack(training.finish(trainer, x, states))
+    variables = models.stack(training.finish(trainer, x, states))
     runs.finish(run, variables, history)
 
     last = [row for row in history if row["epoch"] == config.epochs]

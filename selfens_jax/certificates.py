@@ -59,12 +59,11 @@ Li, Chen, Wang, Carin, NeurIPS 2019; Clopper & Pearson, Biometrika 1934; Goodman
 import dataclasses
 import decimal
 import math
-import numbers
 
 import numpy as np
 from scipy import optimize, special, stats
 
-from selfens_jax.errors import UserError
+from selfens_jax.errors import UserError, check_alpha, check_counts, check_sigma
 
 ABSTAIN = -1
 INTERVALS = ("clopper_pearson", "goodman", "sison_glaz")
@@ -75,7 +74,6 @@ PAPER_ORDERS = np.linspace(1.01, 2, 100)  # and its grid for the order of the Re
 # Quantiles are computed to about 1e-14 (relative) and then moved to the safe side by 1e-12, so that
 # no float error makes a radius larger than the exact one; the cost is of the same size.
 _MARGIN = 1e-12
-_MAX_DRAWS = 10**8  # the quantiles were compared with high-precision ones up to here
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,7 +120,7 @@ def certify_counts(
 
     Raises UserError for bad counts, sigma, alpha or names.
     """
-    counts, sigma, alpha = _check_counts(counts), _check_sigma(sigma), _check_alpha(alpha)
+    counts, sigma, alpha = check_counts(counts), check_sigma(sigma), check_alpha(alpha)
     _check_name("interval", interval, INTERVALS)
     _check_name("bound", bound, BOUNDS)
     if interval == "clopper_pearson":
@@ -160,7 +158,7 @@ def certify_counts_as_published(counts, sigma: float) -> Certificates:
     reversed intervals (p_A < p_B) get a positive radius too. counts, sigma, errors: as in
     ``certify_counts``.
     """
-    counts, sigma = _check_counts(counts), _check_sigma(sigma)
+    counts, sigma = check_counts(counts), check_sigma(sigma)
     p_a, p_b = _top_two(counts, *sison_glaz_intervals(counts, PAPER_ALPHA, as_in_r=True))
     squared = _renyi_squared(PAPER_ORDERS, p_a[..., None], p_b[..., None]).max(axis=-1)
     return Certificates(
@@ -184,7 +182,7 @@ def clopper_pearson_lower(successes, totals, level: float) -> np.ndarray:
     successes, totals: integers of one shape (or broadcasting); level: in (0, 1). For every p the
     bound exceeds p with probability at most `level` (Clopper & Pearson 1934).
     """
-    level = _check_alpha(level)
+    level = check_alpha(level)
     successes, totals = np.broadcast_arrays(successes, totals)
     if not np.all((successes >= 0) & (successes <= totals)):
         raise UserError("successes must lie between 0 and the total")
@@ -202,7 +200,7 @@ def goodman_intervals(counts, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     found by the enumeration in experiments/interval_coverage.py, but nothing proves that there is
     none.
     """
-    counts, alpha = _check_counts(counts), _check_alpha(alpha)
+    counts, alpha = check_counts(counts), check_alpha(alpha)
     n = counts.sum(axis=-1, keepdims=True)
     q = stats.chi2.isf(alpha / counts.shape[-1], df=1)
     half = np.sqrt(q * (q + 4 * counts * ((n - counts) / n)))
@@ -222,7 +220,7 @@ def sison_glaz_intervals(counts, alpha: float, as_in_r=False) -> tuple[np.ndarra
     as_in_r: leave out the squared skewness, as R's MultinomialCI does: its formula runs over two
         lines and R ends it at the first. It moves the bounds in the fifth digit.
     """
-    counts, alpha = _check_counts(counts), _check_alpha(alpha)
+    counts, alpha = check_counts(counts), check_alpha(alpha)
     x = counts.reshape(-1, counts.shape[-1])
     n = x.sum(axis=-1)
     # nu(c) = prod_i P(|X_i - x_i| <= c) * density / P(Poisson(n) = n), with X_i ~ Poisson(x_i) and
@@ -274,7 +272,7 @@ def cohen_radius(p_a, p_b, sigma: float) -> np.ndarray:
     p_a, p_b: (...,) lower bound of the top class, upper bound of the others. Tight: no larger
     radius holds for every classifier with these probabilities. Infinite where p_A = 1 or p_B = 0.
     """
-    p_a, p_b, sigma = _check_probability(p_a), _check_probability(p_b), _check_sigma(sigma)
+    p_a, p_b, sigma = _check_probability(p_a), _check_probability(p_b), check_sigma(sigma)
     z_a, z_b = special.ndtri(p_a), special.ndtri(p_b)
     with np.errstate(invalid="ignore"):  # inf - inf where p_A = p_B, not used
         gap = z_a * (1 - np.copysign(_MARGIN, z_a)) - z_b * (1 + np.copysign(_MARGIN, z_b))
@@ -288,7 +286,7 @@ def renyi_radius(p_a, p_b, sigma: float) -> np.ndarray:
     logarithmic grid and refined by bounded minimisation, once per distinct pair; each order gives a
     valid radius, so an imperfect search costs size, never validity.
     """
-    p_a, p_b, sigma = _check_probability(p_a), _check_probability(p_b), _check_sigma(sigma)
+    p_a, p_b, sigma = _check_probability(p_a), _check_probability(p_b), check_sigma(sigma)
     p_a, p_b = np.broadcast_arrays(p_a, p_b)
     certified = p_a > p_b
     pairs, inverse = np.unique(np.stack([p_a, p_b], -1)[certified], axis=0, return_inverse=True)
@@ -349,43 +347,6 @@ def _top_two(counts, lower, upper) -> tuple[np.ndarray, np.ndarray]:
     top = counts.argmax(axis=-1)[..., None]
     p_a = np.take_along_axis(lower, top, axis=-1)[..., 0]
     return p_a, np.where(np.arange(counts.shape[-1]) == top, 0.0, upper).max(axis=-1)
-
-
-def _check_counts(counts) -> np.ndarray:
-    try:
-        counts = np.asarray(counts)
-    except ValueError:
-        raise UserError("counts must be one array of shape (..., classes)") from None
-    if counts.dtype.kind not in "iuf":
-        raise UserError(f"counts must be integers, not {counts.dtype}")
-    if counts.ndim < 1 or counts.shape[-1] < 2:
-        raise UserError(f"counts need a last axis of at least 2 classes, got shape {counts.shape}")
-    if not np.all(np.isfinite(counts) & (counts >= 0) & (counts == np.floor(counts))):
-        raise UserError("counts must be nonnegative whole numbers")
-    totals = counts.sum(axis=-1, dtype=np.float64)
-    if np.any(totals == 0) or np.any(totals > _MAX_DRAWS):
-        raise UserError(f"every row of counts must hold between 1 and {_MAX_DRAWS} votes")
-    return counts.astype(np.int64)
-
-
-def _check_number(what: str, value, low: float, high: float) -> float:
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    try:
-        number = float(value) if real else math.nan
-    except OverflowError:
-        number = math.inf
-    if not low < number < high:
-        raise UserError(f"{what} must be a number between {low:g} and {high:g}, not {value!r}")
-    return number
-
-
-def _check_sigma(sigma) -> float:
-    # The range keeps radii clear of overflow and underflow, where rounding down would fail.
-    return _check_number("sigma", sigma, 1e-100, 1e100)
-
-
-def _check_alpha(alpha) -> float:
-    return _check_number("alpha", alpha, 0, 1)
 
 
 def _check_probability(p) -> np.ndarray:

@@ -2,8 +2,12 @@
 
 import io
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -19,7 +23,6 @@ def certified_accuracy_curve(
         is not correct.
       note: small print below the axes: what the certificates rest on.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -44,6 +47,13 @@ def certified_accuracy_curve(
     )
     axes.grid(alpha=0.3)
     axes.legend(loc="lower left", frameon=False)
+    return png(figure, title, note)
+
+
+def png(figure: "Figure", title: str, note: str = "") -> bytes:
+    """The figure as a PNG, with `note` in small print below it and both texts in its metadata."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     if note:
         figure.supxlabel(note, fontsize=7, color="0.35")
     buffer = io.BytesIO()

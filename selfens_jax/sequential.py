@@ -68,8 +68,7 @@ import math
 import numpy as np
 from scipy import special
 
-from selfens_jax.certificates import _check_alpha, _check_counts, _check_number, _check_sigma
-from selfens_jax.errors import UserError
+from selfens_jax.errors import UserError, check_alpha, check_counts, check_number, check_sigma
 
 REJECTED, OPEN, CERTIFIED = -1, 0, 1
 
@@ -140,8 +139,8 @@ def certified_share(radius: float, sigma: float) -> float:
     Raises UserError for a negative radius, a bad sigma, or a radius above about 8 sigma, where p0
     is 1 in double precision.
     """
-    sigma = _check_sigma(sigma)
-    radius = _check_number("radius", radius, -math.inf, math.inf)
+    sigma = check_sigma(sigma)
+    radius = check_number("radius", radius, -math.inf, math.inf)
     if radius < 0:
         raise UserError(f"the radius must not be negative, got {radius:g}")
     # Phi(-z) is accurate to 1e-13 relative for z up to 9, so rounding z and Phi is covered.
@@ -209,7 +208,7 @@ def batches(
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
         if not (whole and 1 <= value <= _MAX_DRAWS and value % unit == 0):
             raise UserError(f"{what} must be a positive multiple of {unit}, not {value!r}")
-    if _check_number("growth", growth, 0, math.inf) < 1:
+    if check_number("growth", growth, 0, math.inf) < 1:
         raise UserError(f"growth must be at least 1, not {growth:g}")
     if num_selection + first_batch > max_draws:
         raise UserError(f"max_draws must be at least {num_selection + first_batch}")
@@ -224,16 +223,16 @@ def _check_votes(counts) -> np.ndarray:
     counts = np.asarray(counts)
     if counts.ndim != 2:
         raise UserError(f"votes must be (examples, classes), not of shape {counts.shape}")
-    return _check_counts(counts)
+    return check_counts(counts)
 
 
 def _check_levels(alpha, alpha_futility) -> tuple[float, float]:
-    alpha = _check_alpha(alpha)
-    return alpha, alpha if alpha_futility is None else _check_alpha(alpha_futility)
+    alpha = check_alpha(alpha)
+    return alpha, alpha if alpha_futility is None else check_alpha(alpha_futility)
 
 
 def _check_share(p0) -> float:
-    p0 = _check_number("p0", p0, 0, 1)
+    p0 = check_number("p0", p0, 0, 1)
     if p0 < 0.5:
         raise UserError(f"p0 must be at least 1/2, not {p0:g}: the radius must not be negative")
     return p0

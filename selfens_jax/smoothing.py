@@ -25,6 +25,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
+from selfens_jax import models
 from selfens_jax.errors import UserError
 
 DRAWS_PER_BLOCK = 100  # times 5 masks, a block of activations stays in a CPU's cache
@@ -58,11 +59,7 @@ class DeepEnsemble:
     def __call__(self, x: jax.Array) -> jax.Array:
         # Members written out one after another: on CPU, vmap over weights makes slow grouped
         # convolutions, and a loop over members would make their gradients (attacks) slow.
-        num_members = jax.tree.leaves(self.stacked_variables)[0].shape[0]
-        members = [
-            jax.tree.map(lambda leaf, m=m: leaf[m], self.stacked_variables)
-            for m in range(num_members)
-        ]
+        members = models.unstack(self.stacked_variables)
         logits = [self.model.apply(variables, x, train=False) for variables in members]
         return jnp.stack(logits).mean(axis=0)
 
@@ -88,6 +85,11 @@ def mean_logits(predict: Predict, x: jax.Array) -> jax.Array:
     """Logits (B, K) of `predict`, averaged over members where it returns (members, B, K)."""
     logits = predict(x)
     return logits.mean(axis=0) if logits.ndim == 3 else logits
+
+
+def default_batch_size() -> int:
+    """Noised series in flight that keep this backend busy: an example of n = 1000 on CPU."""
+    return 1000 if jax.default_backend() == "cpu" else 64_000
 
 
 def count_votes(
@@ -130,9 +132,8 @@ def count_votes(
     if jax.tree_util.all_leaves([predict]):  # a plain function
         predict = jax.tree_util.Partial(predict)
     devices = 1 if mesh is None else mesh.size
-    num_classes = jax.eval_shape(predict, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)).shape[
-        -1
-    ]
+    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    num_classes = jax.eval_shape(predict, one).shape[-1]
     counts = np.zeros((len(x), num_classes), np.int64)
 
     blocks_per_example = -(-num_draws // DRAWS_PER_BLOCK)

@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from selfens_jax import masks
+from selfens_jax import masks, models
 from selfens_jax.errors import UserError
 from selfens_jax.models.layers import BATCH_NORM_MOMENTUM
 from selfens_jax.streams import stream
@@ -279,11 +279,6 @@ def fit(
     return finish(trainer, x, states), history
 
 
-def stack(trees: tuple) -> dict:
-    """Members' trees as one tree with a leading member axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-
-
 def _batch_rows(trainer: Trainer, key: jax.Array, step: jax.Array) -> jax.Array:
     # Each epoch is a new permutation cut into equal batches. Where they do not divide evenly, the
     # last is filled from the start of the permutation, so every series is seen every epoch.
@@ -319,12 +314,10 @@ def _advance(
             ends.append(state)
             metrics.append(jax.tree.map(lambda *leaves: np.stack(leaves), *of_member))
         return tuple(ends), jax.tree.map(lambda *leaves: np.stack(leaves), *metrics)
-    stacked, metrics = _scanned_steps(trainer, weights, stack(states), x, y, jnp.stack(keys), steps)
-    members = range(len(states))
-    return (
-        tuple(jax.tree.map(lambda leaf: leaf[member], stacked) for member in members),  # noqa: B023
-        jax.tree.map(np.asarray, metrics),
+    stacked, metrics = _scanned_steps(
+        trainer, weights, models.stack(states), x, y, jnp.stack(keys), steps
     )
+    return models.unstack(stacked), jax.tree.map(np.asarray, metrics)
 
 
 _compiled_step: Callable = jax.jit(train_step, static_argnums=0)

@@ -122,7 +122,7 @@ def test_deep_ensembles_can_be_attacked():
     model = models.create("lstm_fcn", 2)
     x = np.random.default_rng(0).normal(size=(2, 16, 1)).astype(np.float32)
     members = [model.init(jax.random.key(k), x) for k in range(2)]
-    predict = smoothing.deep_ensemble(model, training.stack(tuple(members)))
+    predict = smoothing.deep_ensemble(model, models.stack(tuple(members)))
     labels = attacks.prediction(predict, x)
     moved = attacks.pgd_l2(
         predict, x, labels, epsilon=5.0, key=jax.random.key(0), steps=10, restarts=2

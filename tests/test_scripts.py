@@ -40,6 +40,14 @@ def error_of(folder, script, *arguments):
     return lines[0]
 
 
+def assert_refused(folder, says, script, *arguments):
+    """The command, on own.npz unless told otherwise, says so in one line and writes no run."""
+    before = sorted(str(p) for p in (folder / "runs").rglob("*"))
+    own = [] if any(a.startswith("--dataset") for a in arguments) else ["--dataset=own.npz"]
+    assert says in error_of(folder, script, *own, *arguments)
+    assert sorted(str(p) for p in (folder / "runs").rglob("*")) == before
+
+
 def make_npz(path, channels=1, seed=0):
     rng = np.random.default_rng(seed)
     y = np.array(["rest", "walk"])[np.arange(24) % 2]
@@ -257,12 +265,8 @@ def test_certify_refuses(trained, arguments, says):
     make_npz(trained / "other.npz", seed=1)
     one = np.ones(1, int)
     np.savez(trained / "odd.npz", indices=one, counts=one, labels=one, settings=np.array("{}"))
-    before = sorted(str(p) for p in (trained / "runs").rglob("*"))
-    own = [] if any(a.startswith("--dataset") for a in arguments) else ["--dataset=own.npz"]
     run_dir = any(a.startswith("--run_dir") for a in arguments)
-    base = () if run_dir else CERTIFY
-    assert says in error_of(trained, "certify", *own, *base, *arguments)
-    assert sorted(str(p) for p in (trained / "runs").rglob("*")) == before
+    assert_refused(trained, says, "certify", *(() if run_dir else CERTIFY), *arguments)
 
 
 @pytest.mark.parametrize(
@@ -284,10 +288,7 @@ def test_train_refuses(trained, arguments, says):
         arrays = dict(own)
     arrays["X_train"][2, 5] = np.nan
     np.savez(trained / "nan.npz", **arrays)
-    before = sorted(str(p) for p in (trained / "runs").rglob("*"))
-    own = [] if any(a.startswith("--dataset") for a in arguments) else ["--dataset=own.npz"]
-    assert says in error_of(trained, "train", *own, *TINY, *arguments)
-    assert sorted(str(p) for p in (trained / "runs").rglob("*")) == before
+    assert_refused(trained, says, "train", *TINY, *arguments)
 
 
 def test_a_deep_ensemble_of_multivariate_series(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 from helpers import TinyNet, assert_binomial, init
 
-from selfens_jax import masks, models, smoothing, training
+from selfens_jax import masks, models, smoothing
 from selfens_jax.errors import UserError
 
 KEY = jax.random.key(20)
@@ -204,7 +204,7 @@ def members(x) -> tuple[dict, ...]:
 
 
 def test_deep_ensemble_is_the_mean_of_its_members(members, x):
-    together = smoothing.deep_ensemble(TinyNet(3), training.stack(members))(x)
+    together = smoothing.deep_ensemble(TinyNet(3), models.stack(members))(x)
     alone = [TinyNet(3).apply(variables, x, train=False) for variables in members]
     np.testing.assert_allclose(together, np.mean(alone, axis=0), atol=1e-6)
 

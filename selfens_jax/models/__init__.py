@@ -1,5 +1,9 @@
 """The paper's three classifiers as Flax Linen modules, by name."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from selfens_jax.errors import UserError
@@ -23,3 +27,14 @@ def create(name: str, num_classes: int) -> nn.Module:
     if num_classes < 2:
         raise UserError(f"a classifier needs at least 2 classes, not {num_classes}")
     return NAMES[name](num_classes=num_classes)
+
+
+def stack(members: tuple) -> Any:
+    """The trees of several networks (variables, training states) as one, members first."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+
+
+def unstack(stacked: Any) -> tuple:
+    """The tree of each network again, in order."""
+    num_members = jax.tree.leaves(stacked)[0].shape[0]
+    return tuple(jax.tree.map(lambda leaf, m=m: leaf[m], stacked) for m in range(num_members))
