@@ -15,20 +15,20 @@ from typing import Any
 
 import cli
 import jax
-import jax.numpy as jnp
 import numpy as np
+import trained
 from absl import flags
 from tqdm import tqdm
 
-from selfens_jax import certificates, data, masks, metrics, models, plots, runs, smoothing
+from selfens_jax import certificates, data, metrics, plots, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
 cli.define_run_flags()
-flags.adopt_module_key_flags(cli)
+trained.define_flags()
+for module in (cli, trained):
+    flags.adopt_module_key_flags(module)
 flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
-flags.DEFINE_integer("num_masks", 5, "m, masks of a self-ensemble.")
-flags.DEFINE_integer("mask_seed", None, "Seed of the masks; --seed if not given.")
 flags.DEFINE_integer("noise_seed", None, "Seed of the certification noise; --seed if not given.")
 flags.DEFINE_integer("num_examples", None, "Certify this many evenly spaced test examples.")
 flags.DEFINE_integer(
@@ -48,7 +48,6 @@ flags.DEFINE_bool(
     "paper", False, "Radii as the paper's code computes them. They are NOT valid certificates."
 )
 flags.DEFINE_string("from_counts", None, "Certify saved counts again, without a model.")
-flags.DEFINE_string("run_dir", None, "The run to certify; found from the other flags if not given.")
 FLAGS = flags.FLAGS
 
 
@@ -85,7 +84,9 @@ def main() -> None:
 
 def count() -> tuple[Counts, Path]:
     """Counts the votes of the run that the flags name, going on where an earlier call stopped."""
-    run, config = find_run()
+    run, config = trained.find_run()
+    if config["sigma"] == 0:
+        raise UserError(f"the run {run} was trained with sigma 0: without noise there is no radius")
     dataset = cli.load_data(FLAGS)
     differences = runs.differences(config, {"data": data.describe(dataset)})
     if differences:
@@ -94,7 +95,7 @@ def count() -> tuple[Counts, Path]:
     if FLAGS.num_draws < 1:
         raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
 
-    predict, classifier = load_classifier(run, config, dataset)
+    predict, classifier = trained.load_classifier(run, config, dataset)
     noise_seed = config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed
     versions = runs.versions()
     settings = {
@@ -156,82 +157,6 @@ class Running:
         self.certified += int((certified.prediction == self.labels[indices]).sum())
         self.total += len(indices)
         return f"certified and correct {self.certified / self.total:.1%}"
-
-
-def find_run() -> tuple[Path, dict[str, Any]]:
-    """The run directory that the flags name and its configuration, which must agree with them.
-
-    Raises:
-      UserError: if there is none, if it is unfinished, or if a flag contradicts it.
-    """
-    asked = {name: FLAGS[name].value for name in ("model", "ensemble", "sigma", "keep", "seed")}
-    if FLAGS.run_dir is None:
-        dataset = Path(FLAGS.dataset).stem if FLAGS.dataset.endswith(".npz") else FLAGS.dataset
-        run = runs.directory(
-            FLAGS.runs_dir, dataset, FLAGS.model, FLAGS.ensemble, FLAGS.sigma, FLAGS.seed
-        )
-    else:
-        run = Path(FLAGS.run_dir).absolute()
-        asked = {name: value for name, value in asked.items() if FLAGS[name].present}
-    if FLAGS.ensemble in ("single", "de"):
-        asked.pop("keep", None)  # there is no mask whose share could differ
-    file = run / "config.json"
-    if not file.exists() or not runs.is_finished(run):
-        state = "is unfinished" if file.exists() else "does not exist"
-        raise UserError(f"the run {run} {state}; this trains it: {train_command()}")
-    config = runs.read_json(file)
-    differences = runs.differences(config, asked)
-    if differences:
-        raise UserError(f"the run {run} was trained otherwise: {differences}")
-    if config["sigma"] == 0:
-        raise UserError(f"the run {run} was trained with sigma 0: without noise there is no radius")
-    return run, config
-
-
-def train_command() -> str:
-    others = ("data_dir", "scaling", "model", "ensemble", "keep", "seed", "runs_dir")
-    names = ["dataset", "sigma", *(n for n in others if FLAGS[n].value != FLAGS[n].default)]
-    return " ".join(["python experiments/train.py", *(f"--{n}={FLAGS[n].value}" for n in names)])
-
-
-def load_classifier(
-    run: Path, config: dict[str, Any], dataset: data.Dataset
-) -> tuple[smoothing.Predict, dict[str, Any]]:
-    """The ensemble to certify, and the part of the settings that says which it is."""
-    model = models.create(config["model"], dataset.num_classes)
-    members, ensemble = config["num_members"], config["ensemble"]
-    one = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset.x_test.shape[1:])))
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), dict(one)
-    )
-    stacked = runs.load_tree(run / "checkpoint", like)
-    known = {"model": config["model"], "ensemble": ensemble, "weights_sha256": runs.digest(stacked)}
-    if ensemble == "de":
-        return smoothing.deep_ensemble(model, stacked), {**known, "num_members": members}
-
-    (variables,) = models.unstack(stacked)
-    mask_seed = config["seed"] if FLAGS.mask_seed is None else FLAGS.mask_seed
-    num_masks = FLAGS.num_masks if ensemble in ("mb", "mc") else 1
-    keep = config["keep"] if ensemble in ("mb", "mc") else 1.0
-    chosen = np.asarray(
-        masks.draw(ensemble, stream(mask_seed, "masks"), num_masks, dataset.length, keep)
-    )
-    of_masks = {
-        "num_masks": num_masks,
-        "keep": keep,
-        "mask_seed": mask_seed,
-        "masks_sha256": runs.digest(chosen),
-    }
-    file = run / f"masks-m{num_masks}-seed{mask_seed}.npz"
-    if ensemble in ("mb", "mc"):
-        if not file.exists():
-            runs.write_npz(file, masks=chosen.astype(np.uint8))
-        stored = runs.read_npz(file, ["masks"])["masks"].astype(np.float32)
-        if runs.digest(stored) != of_masks["masks_sha256"]:
-            raise UserError(
-                f"{file} holds other masks than seed {mask_seed} gives; move it away to use these"
-            )
-    return smoothing.self_ensemble(model, variables, chosen), {**known, **of_masks}
 
 
 # Files

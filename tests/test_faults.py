@@ -60,8 +60,10 @@ def test_votes_resumed_in_other_batches_are_the_same(tmp_path, monkeypatch):
     np.savez(file, X_train=np.zeros((2, 16)), y_train=y[:2], X_test=np.zeros((12, 16)), y_test=y)
     config = {"data": data.describe(data.load(str(file))), "sigma": 0.5, "seed": 0}
     predict = smoothing.self_ensemble(Halves(), {}, masks.binomial(jax.random.key(0), 2, 16, 0.3))
-    monkeypatch.setattr(certify, "find_run", lambda: (tmp_path, config))
-    monkeypatch.setattr(certify, "load_classifier", lambda *_: (predict, {"ensemble": "mc"}))
+    monkeypatch.setattr(certify.trained, "find_run", lambda: (tmp_path, config))
+    monkeypatch.setattr(
+        certify.trained, "load_classifier", lambda *_: (predict, {"ensemble": "mc"})
+    )
 
     def count(*arguments: str) -> np.ndarray:
         with flags_of(f"--dataset={file}", "--num_draws=100", *arguments):

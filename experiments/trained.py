@@ -1,0 +1,96 @@
+"""What certify.py and attack.py share: the trained run that the flags name, and its classifier."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from selfens_jax import data, masks, models, runs, smoothing
+from selfens_jax.errors import UserError
+from selfens_jax.streams import stream
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The flags that say which classifier a run makes; beside `cli.define_run_flags`."""
+    flags.DEFINE_integer("num_masks", 5, "m, masks of a self-ensemble.")
+    flags.DEFINE_integer("mask_seed", None, "Seed of the masks; --seed if not given.")
+    flags.DEFINE_string("run_dir", None, "The run to use; found from the other flags if not given.")
+
+
+def find_run() -> tuple[Path, dict[str, Any]]:
+    """The run directory that the flags name and its configuration, which must agree with them.
+
+    Raises:
+      UserError: if there is none, if it is unfinished, or if a flag contradicts it.
+    """
+    asked = {name: FLAGS[name].value for name in ("model", "ensemble", "sigma", "keep", "seed")}
+    if FLAGS.run_dir is None:
+        dataset = Path(FLAGS.dataset).stem if FLAGS.dataset.endswith(".npz") else FLAGS.dataset
+        run = runs.directory(
+            FLAGS.runs_dir, dataset, FLAGS.model, FLAGS.ensemble, FLAGS.sigma, FLAGS.seed
+        )
+    else:
+        run = Path(FLAGS.run_dir).absolute()
+        asked = {name: value for name, value in asked.items() if FLAGS[name].present}
+    if FLAGS.ensemble in ("single", "de"):
+        asked.pop("keep", None)  # there is no mask whose share could differ
+    file = run / "config.json"
+    if not file.exists() or not runs.is_finished(run):
+        state = "is unfinished" if file.exists() else "does not exist"
+        raise UserError(f"the run {run} {state}; this trains it: {train_command()}")
+    config = runs.read_json(file)
+    differences = runs.differences(config, asked)
+    if differences:
+        raise UserError(f"the run {run} was trained otherwise: {differences}")
+    return run, config
+
+
+def train_command() -> str:
+    others = ("data_dir", "scaling", "model", "ensemble", "keep", "seed", "runs_dir")
+    names = ["dataset", "sigma", *(n for n in others if FLAGS[n].value != FLAGS[n].default)]
+    return " ".join(["python experiments/train.py", *(f"--{n}={FLAGS[n].value}" for n in names)])
+
+
+def load_classifier(
+    run: Path, config: dict[str, Any], dataset: data.Dataset
+) -> tuple[smoothing.Predict, dict[str, Any]]:
+    """The ensemble to certify, and the part of the settings that says which it is."""
+    model = models.create(config["model"], dataset.num_classes)
+    members, ensemble = config["num_members"], config["ensemble"]
+    one = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset.x_test.shape[1:])))
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), dict(one)
+    )
+    stacked = runs.load_tree(run / "checkpoint", like)
+    known = {"model": config["model"], "ensemble": ensemble, "weights_sha256": runs.digest(stacked)}
+    if ensemble == "de":
+        return smoothing.deep_ensemble(model, stacked), {**known, "num_members": members}
+
+    (variables,) = models.unstack(stacked)
+    mask_seed = config["seed"] if FLAGS.mask_seed is None else FLAGS.mask_seed
+    num_masks = FLAGS.num_masks if ensemble in ("mb", "mc") else 1
+    keep = config["keep"] if ensemble in ("mb", "mc") else 1.0
+    chosen = np.asarray(
+        masks.draw(ensemble, stream(mask_seed, "masks"), num_masks, dataset.length, keep)
+    )
+    of_masks = {
+        "num_masks": num_masks,
+        "keep": keep,
+        "mask_seed": mask_seed,
+        "masks_sha256": runs.digest(chosen),
+    }
+    file = run / f"masks-m{num_masks}-seed{mask_seed}.npz"
+    if ensemble in ("mb", "mc"):
+        if not file.exists():
+            runs.write_npz(file, masks=chosen.astype(np.uint8))
+        stored = runs.read_npz(file, ["masks"])["masks"].astype(np.float32)
+        if runs.digest(stored) != of_masks["masks_sha256"]:
+            raise UserError(
+                f"{file} holds other masks than seed {mask_seed} gives; move it away to use these"
+            )
+    return smoothing.self_ensemble(model, variables, chosen), {**known, **of_masks}
