@@ -8,83 +8,55 @@ The m masks of a draw share its noise, and the logits, not the votes, are averag
 statistical starts from the counts (`certificates.certify_counts`).
 
 The classifier being certified must be one fixed function. Float rounding can depend on the shape
-a kernel is compiled for, so every network call here has the same shape: `DRAWS_PER_BLOCK` draws
-of one example, the last block padded. How the blocks are grouped into calls, reordered or spread
-over devices changes neither their shape nor their noise: draw d of example i is keyed by
-`fold_in(fold_in(key, i), d)`.
+a kernel is compiled for, so every network call here has the same shape: a block of
+`DRAWS_PER_BLOCK` draws of one example, the last block padded. How the blocks are grouped into
+calls, reordered or spread over devices changes neither their shape nor their noise: draw d of
+example i is keyed by `fold_in(fold_in(key, i), d)`.
 """
 
 import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.sharding import Mesh, PartitionSpec
 
-from selfens_jax import models
+from selfens_jax.ensembles import (
+    Consensus,
+    DeepEnsemble,
+    Predict,
+    SelfEnsemble,
+    consensus,
+    deep_ensemble,
+    mean_logits,
+    self_ensemble,
+)
 from selfens_jax.errors import UserError
 
+__all__ = [
+    "Consensus",
+    "DeepEnsemble",
+    "Predict",
+    "SelfEnsemble",
+    "consensus",
+    "count_consensus_votes",
+    "count_votes",
+    "deep_ensemble",
+    "default_batch_size",
+    "mean_logits",
+    "self_ensemble",
+]
+
 DRAWS_PER_BLOCK = 100  # times 5 masks, a block of activations stays in a CPU's cache
+UNDECIDED_PER_BLOCK = 20  # draws of one example on which a consensus was not reached
 
-Predict = Callable[[jax.Array], jax.Array]
+PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SelfEnsemble:
-    """predict: series (B, T, C) -> mean logits (B, K) of one network under m masks (Eq. 7)."""
-
-    model: nn.Module = dataclasses.field(metadata={"static": True})
-    variables: dict
-    masks: jax.Array
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        masked = self.masks[:, None, :, None] * x
-        logits = jax.vmap(lambda v: self.model.apply(self.variables, v, train=False))(masked)
-        return logits.mean(axis=0)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DeepEnsemble:
-    """predict: series (B, T, C) -> mean logits (B, K) of independently trained networks (Eq. 5)."""
-
-    model: nn.Module = dataclasses.field(metadata={"static": True})
-    stacked_variables: dict
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        # Members written out one after another: on CPU, vmap over weights makes slow grouped
-        # convolutions, and a loop over members would make their gradients (attacks) slow.
-        members = models.unstack(self.stacked_variables)
-        logits = [self.model.apply(variables, x, train=False) for variables in members]
-        return jnp.stack(logits).mean(axis=0)
-
-
-def self_ensemble(model: nn.Module, variables: dict, masks: jax.Array) -> SelfEnsemble:
-    """The self-ensemble of a network under masks (m, T); m = 1 and ones is the plain network.
-
-    Raises:
-      UserError: if the masks are not a matrix of zeros and ones.
-    """
-    values = np.asarray(masks)
-    if values.ndim != 2 or not np.isin(values, (0, 1)).all():
-        raise UserError(f"masks must be an (m, T) array of 0 and 1, not of shape {values.shape}")
-    return SelfEnsemble(model, variables, jnp.asarray(masks, jnp.float32))
-
-
-def deep_ensemble(model: nn.Module, stacked_variables: dict) -> DeepEnsemble:
-    """The deep ensemble of members whose variables are stacked along a first axis."""
-    return DeepEnsemble(model, stacked_variables)
-
-
-def mean_logits(predict: Predict, x: jax.Array) -> jax.Array:
-    """Logits (B, K) of `predict`, averaged over members where it returns (members, B, K)."""
-    logits = predict(x)
-    return logits.mean(axis=0) if logits.ndim == 3 else logits
+_NO_DRAW = np.uint32(2**32 - 1)  # fills blocks up; never counted
 
 
 def default_batch_size() -> int:
@@ -101,6 +73,9 @@ def count_votes(
     key: jax.Array,
     batch_size: int = 1000,
     indices: np.ndarray | None = None,
+    first_draw: int = 0,
+    draws_per_block: int = DRAWS_PER_BLOCK,
+    precision: str = "float32",
     mesh: Mesh | None = None,
 ) -> np.ndarray:
     """Counts the votes of the smoothed classifier (Algorithm 2, lines 4 to 7).
@@ -117,6 +92,12 @@ def count_votes(
       batch_size: noised series in flight in one call (times m masks inside `predict`): it
         bounds memory and changes no count.
       indices: (N,) each example's index in its data set, which keys its noise; 0..N-1 if None.
+      first_draw: the first draw's number: the counts of draws [0, a) and [a, b) add up to those
+        of [0, b).
+      draws_per_block: draws of one network call. It is part of the classifier, down to the last
+        bit of its rounding.
+      precision: of products on an accelerator, one of PRECISIONS; part of the classifier too. A
+        CPU computes in float32 whatever it is.
       mesh: a one-dimensional device mesh to spread the blocks over; one device if None.
 
     Returns:
@@ -124,53 +105,278 @@ def count_votes(
 
     Raises:
       UserError: for x that is not finite or not (N, T, C), sigma that is not positive, an index
-        outside [0, 2**32), num_draws or batch_size below 1, or a network that returns NaN.
+        or a draw outside [0, 2**32 - 1), an unknown precision, num_draws, batch_size or
+        draws_per_block below 1, or a network that returns NaN.
     """
+    program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
+    rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
+    counts = np.zeros((len(program.x), program.num_classes), np.int64)
+    per_call = max(1, batch_size // draws_per_block)
+    for some, votes in _calls(program, _vote, per_call, rows, draws):
+        np.add.at(counts, rows[some], votes)
+    return _without_loss(counts, num_draws, program.indices)
+
+
+def count_consensus_votes(
+    predict: Consensus,
+    x: np.ndarray,
+    *,
+    sigma: float,
+    num_draws: int = 1000,
+    key: jax.Array,
+    batch_size: int = 1000,
+    indices: np.ndarray | None = None,
+    first_draw: int = 0,
+    draws_per_block: int = DRAWS_PER_BLOCK,
+    precision: str = "float32",
+    mesh: Mesh | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts the votes of a consensus, asking all members only where the first disagree.
+
+    A draw costs `predict.first` forward passes, and the other members' only where those disagree:
+    such draws of one example are gathered, in their order, into blocks of `UNDECIDED_PER_BLOCK`,
+    for which the noise is made again from its keys. No block mixes examples, so that here, too,
+    counts do not depend on how the work is cut.
+
+    Args, errors: as in `count_votes`.
+
+    Returns:
+      (N, K) int64 counts, and (N,) int64 the number of draws that needed every member.
+    """
+    program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
+    rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
+    counts = np.zeros((len(program.x), program.num_classes), np.int64)
+    per_call = max(1, batch_size // draws_per_block)
+    undecided = []
+    for some, (votes, asks, sums) in _calls(program, _vote_of_first, per_call, rows, draws):
+        np.add.at(counts, rows[some], votes)
+        block, place = np.nonzero(asks)
+        undecided.append((rows[some][block], draws[some][block, place], sums[block, place]))
+    row, draw, first_sum = (np.concatenate(parts) for parts in zip(*undecided, strict=True))
+
+    rows, (draws, sums) = _gathered(row, draw, first_sum)
+    # Padding blocks cost as much as others, and few draws come here: few blocks in a call.
+    per_call = max(1, batch_size // (50 * UNDECIDED_PER_BLOCK))
+    for some, votes in _calls(program, _vote_of_all, per_call, rows, draws, sums):
+        np.add.at(counts, rows[some], votes)
+    asked_all = np.bincount(row, minlength=len(counts))
+    return _without_loss(counts, num_draws, program.indices), asked_all
+
+
+# What one block computes. draws: (B,) uint32, _NO_DRAW where padded.
+
+
+def _vote(block: "_Block") -> jax.Array:
+    return block.votes(mean_logits(block.predict, block.noised()))
+
+
+def _vote_of_first(block: "_Block") -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Votes (K,) of the agreed draws; which draws (B,) were not; the first members' sums (B, K)."""
+    first_sum, agreed = block.predict.begin(block.noised())
+    return block.votes(first_sum, agreed), ~agreed & block.counted(), first_sum
+
+
+def _vote_of_all(block: "_Block", first_sum: jax.Array) -> jax.Array:
+    return block.votes(block.predict.complete(block.noised(), first_sum))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Some draws of one example."""
+
+    predict: Any
+    sigma: jax.Array
+    key: jax.Array
+    series: jax.Array  # (T, C)
+    index: jax.Array
+    draws: jax.Array  # (B,)
+    num_classes: int = dataclasses.field(metadata={"static": True})
+
+    def noised(self) -> jax.Array:
+        """(B, T, C)"""
+        example_key = jax.random.fold_in(self.key, self.index)
+        draw_keys = jax.vmap(partial(jax.random.fold_in, example_key))(self.draws)
+        noise = jax.vmap(lambda k: jax.random.normal(k, self.series.shape))(draw_keys)
+        return self.series + self.sigma * noise
+
+    def counted(self) -> jax.Array:
+        return self.draws != _NO_DRAW
+
+    def votes(self, logits: jax.Array, of: jax.Array | bool = True) -> jax.Array:
+        """Counts (K,) of the draws `of` (B,); a draw with NaN logits votes for nobody."""
+        counted = of & self.counted() & ~jnp.isnan(logits).any(axis=-1)
+        votes = jax.nn.one_hot(logits.argmax(axis=-1), self.num_classes, dtype=jnp.int32)
+        return jnp.where(counted[:, None], votes, 0).sum(axis=0)
+
+
+# How blocks are cut, called and spread
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """Everything that all blocks share."""
+
+    predict: Any
+    x: np.ndarray
+    indices: np.ndarray
+    sigma: np.float32
+    key: jax.Array
+    num_classes: int
+    precision: str
+    mesh: Mesh | None
+
+
+def _program(
+    predict: Predict,
+    x: np.ndarray,
+    sigma: float,
+    key: jax.Array,
+    batch_size: int,
+    indices: np.ndarray | None,
+    precision: str,
+    mesh: Mesh | None,
+) -> _Program:
     x = np.asarray(x, np.float32)
     indices = np.arange(len(x)) if indices is None else np.asarray(indices)
-    _check(x, sigma, num_draws, batch_size, indices)
+    if x.ndim != 3:
+        raise UserError(f"x must be (examples, time, channels), not of shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise UserError("x contains NaN or infinity: nothing can be certified")
+    if not (np.isfinite(sigma) and sigma > 0):
+        raise UserError(f"sigma must be positive and finite, not {sigma}")
+    if batch_size < 1:
+        raise UserError(f"batch_size must be at least 1, not {batch_size}")
+    whole = indices.shape == x.shape[:1] and indices.dtype.kind in "iu"
+    if not whole or (indices < 0).any() or (indices >= 2**32).any():
+        raise UserError("indices must hold one integer in [0, 2**32) for each example of x")
+    if precision not in PRECISIONS:
+        raise UserError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     if jax.tree_util.all_leaves([predict]):  # a plain function
         predict = jax.tree_util.Partial(predict)
-    devices = 1 if mesh is None else mesh.size
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     num_classes = jax.eval_shape(predict, one).shape[-1]
-    counts = np.zeros((len(x), num_classes), np.int64)
+    return _Program(
+        predict, x, indices.astype(np.uint32), _round_up(sigma), key, num_classes, precision, mesh
+    )
 
-    blocks_per_example = -(-num_draws // DRAWS_PER_BLOCK)
-    rows = np.repeat(np.arange(len(x)), blocks_per_example)
-    first_draws = np.tile(np.arange(blocks_per_example) * DRAWS_PER_BLOCK, len(x))
-    per_call = min(max(1, batch_size // DRAWS_PER_BLOCK), len(rows))
+
+def _blocks(
+    num_examples: int, first_draw: int, num_draws: int, draws_per_block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Every example's draws in blocks: rows (blocks,) of examples and their draws (blocks, B)."""
+    if num_draws < 1 or draws_per_block < 1:
+        raise UserError(
+            f"num_draws ({num_draws}) and draws_per_block ({draws_per_block}) must be at least 1"
+        )
+    if first_draw < 0 or first_draw + num_draws > int(_NO_DRAW):
+        raise UserError(f"draws must be numbered from 0 to below {_NO_DRAW}, not {first_draw}")
+    blocks = -(-num_draws // draws_per_block)
+    draws = np.full(blocks * draws_per_block, _NO_DRAW)
+    draws[:num_draws] = first_draw + np.arange(num_draws)
+    of_one = draws.reshape(blocks, draws_per_block)
+    return np.repeat(np.arange(num_examples), blocks), np.tile(of_one, (num_examples, 1))
+
+
+def _gathered(
+    row: np.ndarray, draw: np.ndarray, first_sum: np.ndarray
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Single draws, in the order of their examples, in blocks of UNDECIDED_PER_BLOCK."""
+    rows, parts = [], []
+    for example in np.unique(row):
+        of_example = np.flatnonzero(row == example)
+        for start in range(0, len(of_example), UNDECIDED_PER_BLOCK):
+            rows.append(example)
+            parts.append(of_example[start : start + UNDECIDED_PER_BLOCK])
+    draws = np.full((len(parts), UNDECIDED_PER_BLOCK), _NO_DRAW)
+    sums = np.zeros((*draws.shape, first_sum.shape[-1]), first_sum.dtype)
+    for block, part in enumerate(parts):
+        draws[block, : len(part)] = draw[part]
+        sums[block, : len(part)] = first_sum[part]
+    return np.array(rows, int), (draws, sums)
+
+
+def _calls(
+    program: _Program,
+    compute: Callable,
+    per_call: int,
+    rows: np.ndarray,
+    draws: np.ndarray,
+    *more: np.ndarray,
+) -> Iterator[tuple[np.ndarray, Any]]:
+    """Computes blocks, `per_call` at a time: yields (which blocks, their results), in order."""
+    devices = 1 if program.mesh is None else program.mesh.size
+    # Few blocks fill up to a power of two: a handful of programs, whatever their number.
+    per_call = min(per_call, 1 << max(0, len(rows) - 1).bit_length())
     per_call = -(-per_call // devices) * devices
+    in_flight: collections.deque[tuple[np.ndarray, Any]] = collections.deque()
 
-    in_flight: collections.deque[tuple[np.ndarray, jax.Array]] = collections.deque()
-
-    def collect() -> None:
-        done_rows, votes = in_flight.popleft()
-        np.add.at(counts, done_rows, np.asarray(votes)[: len(done_rows)])
+    def collect() -> tuple[np.ndarray, Any]:
+        some, results = in_flight.popleft()
+        return some, jax.tree.map(lambda r: np.asarray(r)[: len(some)], results)
 
     for start in range(0, len(rows), per_call):
-        row = rows[start : start + per_call]
-        padding = (0, per_call - len(row))
-        # A padding block starts at draw num_draws, so none of its votes count.
-        first = np.pad(first_draws[start : start + per_call], padding, constant_values=num_draws)
-        padded = np.pad(row, padding)
-        votes = _count_blocks(
-            predict,
-            x[padded],
-            indices[padded].astype(np.uint32),
-            first.astype(np.uint32),
-            np.uint32(num_draws),
-            _round_up(sigma),
-            key,
-            num_classes=num_classes,
-            mesh=mesh,
+        some = np.arange(start, min(start + per_call, len(rows)))
+        padded = np.pad(some, (0, per_call - len(some)), mode="edge")
+        draws_of_call = draws[padded]
+        draws_of_call[len(some) :] = _NO_DRAW
+        each = (
+            program.x[rows[padded]],
+            program.indices[rows[padded]],
+            draws_of_call,
+            *(values[padded] for values in more),
         )
-        in_flight.append((row, votes))
+        with jax.default_matmul_precision(program.precision):
+            results = _compute(
+                program.predict,
+                program.sigma,
+                program.key,
+                each,
+                compute=compute,
+                num_classes=program.num_classes,
+                mesh=program.mesh,
+            )
+        in_flight.append((some, results))
         if len(in_flight) > 2:  # keep the device fed while the host adds up
-            collect()
+            yield collect()
     while in_flight:
-        collect()
+        yield collect()
 
+
+@partial(jax.jit, static_argnames=("compute", "num_classes", "mesh"))
+def _compute(
+    predict: Predict,
+    sigma: jax.Array,
+    key: jax.Array,
+    each: tuple[jax.Array, ...],
+    *,
+    compute: Callable,
+    num_classes: int,
+    mesh: Mesh | None,
+) -> Any:
+    """compute(block, ...) of every block; each: series, index, draws and more, blocks first."""
+
+    def blocks(predict, sigma, key, each):
+        def of_one(one):
+            series, index, draws, *more = one
+            return compute(_Block(predict, sigma, key, series, index, draws, num_classes), *more)
+
+        return jax.lax.map(of_one, each)
+
+    if mesh is not None:
+        (axis,) = mesh.axis_names
+        shared, split = PartitionSpec(), PartitionSpec(axis)
+        blocks = jax.shard_map(
+            blocks,
+            mesh=mesh,
+            in_specs=(shared, shared, shared, split),
+            out_specs=split,
+            check_vma=False,
+        )
+    return blocks(predict, sigma, key, each)
+
+
+def _without_loss(counts: np.ndarray, num_draws: int, indices: np.ndarray) -> np.ndarray:
     lost = num_draws - counts.sum(axis=1)
     if lost.any():
         worst = int(lost.argmax())
@@ -181,77 +387,7 @@ def count_votes(
     return counts
 
 
-@partial(jax.jit, static_argnames=("num_classes", "mesh"))
-def _count_blocks(
-    predict: Predict,
-    x: jax.Array,
-    indices: jax.Array,
-    first_draws: jax.Array,
-    num_draws: jax.Array,
-    sigma: jax.Array,
-    key: jax.Array,
-    *,
-    num_classes: int,
-    mesh: Mesh | None,
-) -> jax.Array:
-    """Votes of each block: x (blocks, T, C), indices and first_draws (blocks,) -> (blocks, K)."""
-
-    def blocks(predict, num_draws, sigma, key, x, indices, first_draws):
-        return jax.lax.map(
-            lambda block: _votes(predict, num_draws, sigma, key, num_classes, *block),
-            (x, indices, first_draws),
-        )
-
-    if mesh is not None:
-        (axis,) = mesh.axis_names
-        shared, split = PartitionSpec(), PartitionSpec(axis)
-        blocks = jax.shard_map(
-            blocks,
-            mesh=mesh,
-            in_specs=(shared,) * 4 + (split,) * 3,
-            out_specs=split,
-            check_vma=False,
-        )
-    return blocks(predict, num_draws, sigma, key, x, indices, first_draws)
-
-
-def _votes(
-    predict: Predict,
-    num_draws: jax.Array,
-    sigma: jax.Array,
-    key: jax.Array,
-    num_classes: int,
-    series: jax.Array,
-    index: jax.Array,
-    first_draw: jax.Array,
-) -> jax.Array:
-    draws = first_draw + jnp.arange(DRAWS_PER_BLOCK, dtype=jnp.uint32)
-    example_key = jax.random.fold_in(key, index)
-    draw_keys = jax.vmap(partial(jax.random.fold_in, example_key))(draws)
-    noise = jax.vmap(lambda k: jax.random.normal(k, series.shape))(draw_keys)
-    logits = mean_logits(predict, series + sigma * noise)
-    counted = (draws < num_draws) & ~jnp.isnan(logits).any(axis=-1)
-    votes = jax.nn.one_hot(logits.argmax(axis=-1), num_classes, dtype=jnp.int32)
-    return jnp.where(counted[:, None], votes, 0).sum(axis=0)
-
-
 def _round_up(sigma: float) -> np.float32:
     # Never less noise than the radius is computed for.
     single = np.float32(sigma)
     return single if float(single) >= sigma else np.nextafter(single, np.float32(np.inf))
-
-
-def _check(
-    x: np.ndarray, sigma: float, num_draws: int, batch_size: int, indices: np.ndarray
-) -> None:
-    if x.ndim != 3:
-        raise UserError(f"x must be (examples, time, channels), not of shape {x.shape}")
-    if not np.isfinite(x).all():
-        raise UserError("x contains NaN or infinity: nothing can be certified")
-    if not (np.isfinite(sigma) and sigma > 0):
-        raise UserError(f"sigma must be positive and finite, not {sigma}")
-    if num_draws < 1 or batch_size < 1:
-        raise UserError(f"num_draws ({num_draws}) and batch_size ({batch_size}) must be at least 1")
-    whole = indices.shape == x.shape[:1] and indices.dtype.kind in "iu"
-    if not whole or (indices < 0).any() or (indices >= 2**32).any():
-        raise UserError("indices must hold one integer in [0, 2**32) for each example of x")

@@ -50,6 +50,7 @@ SMOOTHING = "selfens_jax/smoothing.py"
 TRAINING = "selfens_jax/training.py"
 METRICS = "selfens_jax/metrics.py"
 RUNS = "selfens_jax/runs.py"
+ENSEMBLES = "selfens_jax/ensembles.py"
 CERTIFY = "experiments/certify.py"
 
 ENUMERATION = (
@@ -58,6 +59,11 @@ ENUMERATION = (
 EXACT_BOUND = "test_certificates.py::test_default_is_the_exact_binomial_bound_at_half_alpha"
 FALSE_RATE = "test_end_to_end_soundness.py::test_no_more_than_alpha_of_the_certificates_are_false"
 DISTRIBUTION = "test_end_to_end_soundness.py::test_votes_have_the_probability_of_the_closed_form"
+CONSENSUS = "test_consensus.py::test_counts_are_those_of_evaluating_every_member"
+MEAN = """\
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.logits(x).mean(axis=0)
+"""
 SHARED_MASKS = "test_smoothing.py::test_every_row_and_draw_meets_the_same_masks"
 MEAN_LOGITS = "test_smoothing.py::test_the_vote_is_the_class_of_the_mean_logits"
 
@@ -143,9 +149,9 @@ MUTATIONS = (
     # From the classifier to counts
     Mutation(
         "fresh masks for every row",
-        SMOOTHING,
-        "masked = self.masks[:, None, :, None] * x\n",
-        "tiled = jnp.tile(self.masks[:, None], (1, len(x), 1))\n"
+        ENSEMBLES,
+        "masked = self.masks[members, None, :, None] * x\n",
+        "tiled = jnp.tile(self.masks[members, None], (1, len(x), 1))\n"
         "        masked = x * jax.random.permutation(\n"
         "            jax.random.key(0), tiled, axis=2, independent=True\n"
         "        )[..., None]\n",
@@ -153,10 +159,10 @@ MUTATIONS = (
     ),
     Mutation(
         "fresh masks for every size of batch",
-        SMOOTHING,
-        "masked = self.masks[:, None, :, None] * x\n",
+        ENSEMBLES,
+        "masked = self.masks[members, None, :, None] * x\n",
         "fresh = jax.random.permutation(jax.random.key(len(x)), self.masks, axis=1)\n"
-        "        masked = fresh[:, None, :, None] * x\n",
+        "        masked = fresh[members, None, :, None] * x\n",
         (SHARED_MASKS,),
     ),
     Mutation(
@@ -170,8 +176,8 @@ MUTATIONS = (
     Mutation(
         "noise not multiplied by sigma",
         SMOOTHING,
-        "series + sigma * noise",
-        "series + noise",
+        "self.series + self.sigma * noise",
+        "self.series + noise",
         (DISTRIBUTION,),
     ),
     Mutation(
@@ -184,14 +190,15 @@ MUTATIONS = (
     Mutation(
         "mask applied before the noise",
         SMOOTHING,
-        "    logits = mean_logits(predict, series + sigma * noise)\n",
-        "    if isinstance(predict, SelfEnsemble):\n"
-        "        inputs = predict.masks[:, None, :, None] * series + sigma * noise\n"
-        "        logits = jax.vmap(\n"
-        "            lambda v: predict.model.apply(predict.variables, v, train=False)\n"
-        "        )(inputs).mean(axis=0)\n"
-        "    else:\n"
-        "        logits = mean_logits(predict, series + sigma * noise)\n",
+        "    return block.votes(mean_logits(block.predict, block.noised()))\n",
+        "    noised, predict = block.noised(), block.predict\n"
+        "    if not isinstance(predict, SelfEnsemble):\n"
+        "        return block.votes(mean_logits(predict, noised))\n"
+        "    inputs = predict.masks[:, None, :, None] * block.series + noised - block.series\n"
+        "    logits = jax.vmap(\n"
+        "        lambda v: predict.model.apply(predict.variables, v, train=False)\n"
+        "    )(inputs).mean(axis=0)\n"
+        "    return block.votes(logits)\n",
         ("test_smoothing.py::test_masks_cover_the_noise_and_share_it",),
     ),
     Mutation(
@@ -204,61 +211,62 @@ MUTATIONS = (
     Mutation(
         "noise reused by every second draw",
         SMOOTHING,
-        "jax.random.fold_in, example_key))(draws)",
-        "jax.random.fold_in, example_key))(draws // 2)",
+        "jax.random.fold_in, example_key))(self.draws)",
+        "jax.random.fold_in, example_key))(self.draws // 2)",
         (DISTRIBUTION,),
     ),
     Mutation(
         "noise reused by every block of draws",
         SMOOTHING,
-        "jax.random.fold_in, example_key))(draws)",
-        "jax.random.fold_in, example_key))(draws % DRAWS_PER_BLOCK)",
+        "jax.random.fold_in, example_key))(self.draws)",
+        "jax.random.fold_in, example_key))(self.draws % DRAWS_PER_BLOCK)",
         ("test_faults.py::test_every_block_of_draws_and_every_example_has_noise_of_its_own",),
     ),
     Mutation(
         "noise reused by every example",
         SMOOTHING,
-        "example_key = jax.random.fold_in(key, index)",
-        "example_key = jax.random.fold_in(key, 0 * index)",
+        "example_key = jax.random.fold_in(self.key, self.index)",
+        "example_key = jax.random.fold_in(self.key, 0 * self.index)",
         (DISTRIBUTION,),
     ),
     Mutation(
         "votes of the masks averaged instead of their logits",
-        SMOOTHING,
-        "(masked)\n        return logits.mean(axis=0)",
-        "(masked)\n        return jax.nn.one_hot(logits.argmax(-1), logits.shape[-1]).mean(axis=0)",
+        ENSEMBLES,
+        "train=False))(masked)\n\n" + MEAN,
+        "train=False))(masked)\n\n"
+        + MEAN.replace("self.logits(x)", "jax.nn.one_hot(self.logits(x).argmax(-1), 3)"),
         (MEAN_LOGITS,),
     ),
     Mutation(
         "every mask has a vote of its own",
         SMOOTHING,
-        "votes = jax.nn.one_hot(logits.argmax(axis=-1), num_classes, dtype=jnp.int32)",
-        "votes = jax.nn.one_hot(logits.argmax(axis=-1), num_classes, dtype=jnp.int32)\n"
-        "    if isinstance(predict, SelfEnsemble):\n"
-        "        each = jax.vmap(lambda mask: dataclasses.replace(predict, masks=mask[None])(\n"
-        "            series + sigma * noise))(predict.masks)\n"
-        "        votes = jax.nn.one_hot(each.argmax(-1), num_classes, dtype=jnp.int32).sum(axis=0)",
+        "    return block.votes(mean_logits(block.predict, block.noised()))\n",
+        "    if not isinstance(block.predict, SelfEnsemble):\n"
+        "        return block.votes(mean_logits(block.predict, block.noised()))\n"
+        "    return sum(block.votes(each) for each in block.predict.logits(block.noised()))\n",
         (MEAN_LOGITS,),
     ),
     Mutation(
         "softmax before the mean over masks",
-        SMOOTHING,
-        "(masked)\n        return logits.mean(axis=0)",
-        "(masked)\n        return jax.nn.softmax(logits).mean(axis=0)",
+        ENSEMBLES,
+        "train=False))(masked)\n\n" + MEAN,
+        "train=False))(masked)\n\n"
+        + MEAN.replace("self.logits(x)", "jax.nn.softmax(self.logits(x))"),
         (MEAN_LOGITS,),
     ),
     Mutation(
         "softmax before the mean over members",
-        SMOOTHING,
-        "jnp.stack(logits).mean(axis=0)",
-        "jax.nn.softmax(jnp.stack(logits)).mean(axis=0)",
+        ENSEMBLES,
+        "for variables in chosen])\n\n" + MEAN,
+        "for variables in chosen])\n\n"
+        + MEAN.replace("self.logits(x)", "jax.nn.softmax(self.logits(x))"),
         (MEAN_LOGITS,),
     ),
     Mutation(
         "partial last block counted with its padding",
         SMOOTHING,
-        "counted = (draws < num_draws) & ~jnp.isnan",
-        "counted = ~jnp.isnan",
+        "counted = of & self.counted() & ~jnp.isnan",
+        "counted = of & ~jnp.isnan",
         (
             "test_faults.py::test_every_block_of_draws_and_every_example_has_noise_of_its_own",
             "test_smoothing.py::test_first_draws_are_the_same_whatever_follows",
@@ -266,7 +274,7 @@ MUTATIONS = (
     ),
     Mutation(
         "BatchNorm in training mode",
-        SMOOTHING,
+        ENSEMBLES,
         "lambda v: self.model.apply(self.variables, v, train=False)",
         "lambda v: self.model.apply(\n"
         '            self.variables, v, train=True, mutable=["batch_stats"]\n'
@@ -275,11 +283,33 @@ MUTATIONS = (
     ),
     Mutation(
         "BatchNorm in training mode in a deep ensemble",
-        SMOOTHING,
-        "[self.model.apply(variables, x, train=False) for variables in members]",
+        ENSEMBLES,
+        "[self.model.apply(variables, x, train=False) for variables in chosen]",
         '[self.model.apply(variables, x, train=True, mutable=["batch_stats"])[0]\n'
-        "                  for variables in members]",
+        "                  for variables in chosen]",
         ("test_smoothing.py::test_deep_ensemble_is_the_mean_of_its_members",),
+    ),
+    # Consensus
+    Mutation(
+        "an undecided draw counted by its first masks",
+        SMOOTHING,
+        "    return block.votes(first_sum, agreed), ~agreed & block.counted(), first_sum\n",
+        "    return block.votes(first_sum), ~agreed & False, first_sum\n",
+        (CONSENSUS,),
+    ),
+    Mutation(
+        "the first masks' logits of another draw",
+        SMOOTHING,
+        "sums[block, : len(part)] = first_sum[part]",
+        "sums[block, : len(part)] = first_sum[part[::-1]]",
+        (CONSENSUS,),
+    ),
+    Mutation(
+        "the noise of another draw",
+        SMOOTHING,
+        "draws[block, : len(part)] = draw[part]",
+        "draws[block, : len(part)] = 1 + draw[part]",
+        (CONSENSUS,),
     ),
     # Files of votes
     Mutation(

@@ -267,13 +267,13 @@ def test_noise_is_gaussian_with_deviation_sigma_and_never_repeats():
 def test_nothing_compiles_twice(members, x):
     predict = smoothing.self_ensemble(TinyNet(3), members[0], np.ones((2, LENGTH)))
     smoothing.count_votes(predict, x, sigma=1.0, num_draws=100, key=KEY, batch_size=200)
-    compiled = smoothing._count_blocks._cache_size()
+    compiled = smoothing._compute._cache_size()
     other = smoothing.self_ensemble(TinyNet(3), members[1], np.eye(2, LENGTH))
     smoothing.count_votes(other, x, sigma=0.3, num_draws=130, key=KEY, batch_size=200)
     smoothing.count_votes(
         other, x[:1], sigma=2, num_draws=107, key=jax.random.key(1), batch_size=299, indices=[5]
     )
-    assert smoothing._count_blocks._cache_size() == compiled
+    assert smoothing._compute._cache_size() == compiled
 
 
 def test_nan_from_the_network_is_an_error(members, x):

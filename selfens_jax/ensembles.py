@@ -1,0 +1,130 @@
+"""The classifiers that are smoothed: ensembles of networks, or of one network under masks.
+
+Each maps series (B, T, C) to logits (B, K) and is a pytree whose weights are leaves, so that a
+compiled program takes them as arguments.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from selfens_jax import models
+from selfens_jax.errors import UserError
+
+Predict = Callable[[jax.Array], jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SelfEnsemble:
+    """predict: series (B, T, C) -> mean logits (B, K) of one network under m masks (Eq. 7)."""
+
+    model: nn.Module = dataclasses.field(metadata={"static": True})
+    variables: dict
+    masks: jax.Array
+
+    @property
+    def size(self) -> int:
+        return self.masks.shape[0]
+
+    def logits(self, x: jax.Array, members: slice = slice(None)) -> jax.Array:
+        """(members, B, K), not averaged."""
+        masked = self.masks[members, None, :, None] * x
+        return jax.vmap(lambda v: self.model.apply(self.variables, v, train=False))(masked)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.logits(x).mean(axis=0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class DeepEnsemble:
+    """predict: series (B, T, C) -> mean logits (B, K) of independently trained networks (Eq. 5)."""
+
+    model: nn.Module = dataclasses.field(metadata={"static": True})
+    stacked_variables: dict
+
+    @property
+    def size(self) -> int:
+        return jax.tree.leaves(self.stacked_variables)[0].shape[0]
+
+    def logits(self, x: jax.Array, members: slice = slice(None)) -> jax.Array:
+        """(members, B, K), not averaged."""
+        # Members written out one after another: on CPU, vmap over weights makes slow grouped
+        # convolutions, and a loop over members would make their gradients (attacks) slow.
+        chosen = models.unstack(self.stacked_variables)[members]
+        return jnp.stack([self.model.apply(variables, x, train=False) for variables in chosen])
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.logits(x).mean(axis=0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Consensus:
+    """predict: mean logits of the first members where they agree on the class, else of all.
+
+    One more fixed classifier (Horvath et al., "Boosting randomized smoothing with variance reduced
+    classifiers", 2021), certified as its own: not an approximation of the whole ensemble's votes.
+    Called, it evaluates every member; `smoothing.count_consensus_votes` evaluates the others only
+    where the first disagree.
+    """
+
+    ensemble: SelfEnsemble | DeepEnsemble
+    first: int = dataclasses.field(metadata={"static": True})
+
+    def begin(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The first members: the sum (B, K) of their logits, and where (B,) their classes agree."""
+        logits = self.ensemble.logits(x, slice(None, self.first))
+        classes = logits.argmax(axis=-1)
+        return logits.sum(axis=0), (classes == classes[0]).all(axis=0)
+
+    def complete(self, x: jax.Array, first_sum: jax.Array) -> jax.Array:
+        """Mean logits (B, K) of all members, given the sum of the first."""
+        others = self.ensemble.logits(x, slice(self.first, None)).sum(axis=0)
+        return (first_sum + others) / self.ensemble.size
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        first_sum, agreed = self.begin(x)
+        return jnp.where(agreed[:, None], first_sum / self.first, self.complete(x, first_sum))
+
+
+def self_ensemble(model: nn.Module, variables: dict, masks: jax.Array) -> SelfEnsemble:
+    """The self-ensemble of a network under masks (m, T); m = 1 and ones is the plain network.
+
+    Raises:
+      UserError: if the masks are not a matrix of zeros and ones.
+    """
+    values = np.asarray(masks)
+    if values.ndim != 2 or not np.isin(values, (0, 1)).all():
+        raise UserError(f"masks must be an (m, T) array of 0 and 1, not of shape {values.shape}")
+    return SelfEnsemble(model, variables, jnp.asarray(masks, jnp.float32))
+
+
+def deep_ensemble(model: nn.Module, stacked_variables: dict) -> DeepEnsemble:
+    """The deep ensemble of members whose variables are stacked along a first axis."""
+    return DeepEnsemble(model, stacked_variables)
+
+
+def consensus(ensemble: SelfEnsemble | DeepEnsemble, first: int) -> Consensus:
+    """The ensemble that asks its other members only where the `first` ones disagree.
+
+    Raises:
+      UserError: unless 2 <= first < members.
+    """
+    if not 2 <= first < ensemble.size:
+        raise UserError(
+            f"a consensus needs at least 2 members and fewer than the ensemble's {ensemble.size}, "
+            f"not {first}"
+        )
+    return Consensus(ensemble, first)
+
+
+def mean_logits(predict: Predict, x: jax.Array) -> jax.Array:
+    """Logits (B, K) of `predict`, averaged over members where it returns (members, B, K)."""
+    logits = predict(x)
+    return logits.mean(axis=0) if logits.ndim == 3 else logits
