@@ -3,37 +3,32 @@
     python experiments/certify.py --ensemble=mc
     python experiments/certify.py --from_counts=runs/.../counts-....npz --alpha=0.01
 
-A killed run, started again, goes on and ends with the same files.
+    python experiments/certify.py --ensemble=mc --target_radius=0.4
+
+A killed command, started again, goes on and ends with the same files.
 """
 
 import dataclasses
-import hashlib
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import cli
-import jax
+import counting
+import decisions
 import numpy as np
 import trained
 from absl import flags
-from tqdm import tqdm
 
-from selfens_jax import certificates, data, metrics, plots, runs, smoothing
+from selfens_jax import certificates, metrics, plots, runs, smoothing
 from selfens_jax.errors import UserError
-from selfens_jax.streams import stream
 
 cli.define_run_flags()
-trained.define_flags()
-for module in (cli, trained):
+for module in (trained, counting, decisions):
+    module.define_flags()
+for module in (cli, trained, counting, decisions):
     flags.adopt_module_key_flags(module)
 flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
-flags.DEFINE_integer("noise_seed", None, "Seed of the certification noise; --seed if not given.")
-flags.DEFINE_integer("num_examples", None, "Certify this many evenly spaced test examples.")
-flags.DEFINE_integer(
-    "batch_size", None, "Noised series in flight; bounds memory, changes no result."
-)
 flags.DEFINE_float("alpha", 0.001, "Probability that a certificate is false, for each example.")
 flags.DEFINE_enum(
     "interval",
@@ -58,112 +53,95 @@ class Counts:
     indices: np.ndarray  # (N,) places in the test split
     counts: np.ndarray  # (N, K)
     labels: np.ndarray  # (N,) class indices
+    forwards: np.ndarray  # (N,) forward passes of a network
     settings: dict[str, Any]
     seconds: np.ndarray  # (N,) zero where unknown
 
 
 def main() -> None:
-    if FLAGS.paper:
-        for name in ("alpha", "interval", "bound"):
-            if FLAGS[name].present:
-                raise UserError(f"--paper fixes the interval, bound and level; leave out --{name}")
-    elif not 0 < FLAGS.alpha < 1:
-        raise UserError(f"--alpha must be between 0 and 1, not {FLAGS.alpha}")
+    check_flags()
     if FLAGS.from_counts is not None:
         path = Path(FLAGS.from_counts)
-        counted, folder, name = read_counts(path), path.parent, path.stem.removeprefix("counts-")
+        counted = read_counts(path)
+        report(counted, certify(counted), path.parent, path.stem.removeprefix("counts-"))
+    elif FLAGS.target_radius is not None:
+        decisions.decide(counting.start_processes())
     else:
-        counted, folder = count()
+        counted, folder = count(counting.start_processes())
         name = counts_name(counted)
         write_counts(folder / f"counts-{name}.npz", counted)
-    report(counted, certify(counted), folder, name)
+        report(counted, certify(counted), folder, name)
+
+
+def check_flags() -> None:
+    """
+    Raises:
+      UserError: for flags that do not fit together or lie outside their range.
+    """
+    if not 0 < FLAGS.alpha < 1:
+        raise UserError(f"--alpha must be between 0 and 1, not {FLAGS.alpha}")
+    if FLAGS.paper:
+        for name in ("alpha", "interval", "bound", "target_radius"):
+            if FLAGS[name].present:
+                raise UserError(f"--paper fixes the interval, bound and level; leave out --{name}")
+    if FLAGS.target_radius is not None:
+        for name in ("num_draws", "interval", "bound", "from_counts"):
+            if FLAGS[name].present:
+                raise UserError(f"--target_radius chooses its draws and test; leave out --{name}")
+        if not 0 < FLAGS.alpha_futility < 1:
+            raise UserError(f"--alpha_futility must be between 0 and 1, not {FLAGS.alpha_futility}")
 
 
 # Counting
 
 
-def count() -> tuple[Counts, Path]:
+def count(processes: tuple[int, int]) -> tuple[Counts, Path]:
     """Counts the votes of the run that the flags name, going on where an earlier call stopped."""
-    run, config = trained.find_run()
-    if config["sigma"] == 0:
-        raise UserError(f"the run {run} was trained with sigma 0: without noise there is no radius")
-    dataset = cli.load_data(FLAGS)
-    differences = runs.differences(config, {"data": data.describe(dataset)})
-    if differences:
-        raise UserError(f"{run}: {differences}")
-    chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
     if FLAGS.num_draws < 1:
         raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
+    job = counting.prepare(smoothing.DRAWS_PER_BLOCK)
+    settings = {**job.settings, "num_draws": FLAGS.num_draws}
+    labels, num_classes = job.dataset.y_test, job.dataset.num_classes
 
-    predict, classifier = trained.load_classifier(run, config, dataset)
-    noise_seed = config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed
-    versions = runs.versions()
-    settings = {
-        **classifier,
-        "data": config["data"],
-        "sigma": config["sigma"],
-        "num_draws": FLAGS.num_draws,
-        "noise_seed": noise_seed,
-        "platform": jax.devices()[0].platform,
-        "versions": {name: versions[name] for name in ("selfens_jax", "jax")},
-    }
-    file = run / f"votes-{short(settings)}.tsv"
-    votes = runs.open_votes(file, settings, dataset.num_classes)
-    todo = np.array([i for i in chosen if i not in votes], int)
-    batch_size = FLAGS.batch_size or smoothing.default_batch_size()
-    per_call = max(1, batch_size // FLAGS.num_draws)
-    show = Running(dataset, settings["sigma"], {i: votes[i].counts for i in chosen if i in votes})
-    with tqdm(
-        total=len(chosen), initial=len(chosen) - len(todo), unit="ex", desc="certifying"
-    ) as bar:
-        for start in range(0, len(todo), per_call):
-            some = todo[start : start + per_call]
-            began = time.monotonic()
-            counts = smoothing.count_votes(
-                predict,
-                dataset.x_test[some],
-                sigma=settings["sigma"],
-                num_draws=FLAGS.num_draws,
-                key=stream(noise_seed, "certification"),
-                batch_size=batch_size,
-                indices=some,
-            )
-            each = (time.monotonic() - began) / len(some)
-            new = [runs.Votes(row, each) for row in counts]
-            runs.append_votes(file, some, new)
-            votes.update(zip(some.tolist(), new, strict=True))
-            bar.set_postfix_str(show.add(some, counts))
-            bar.update(len(some))
-    return Counts(
-        indices=chosen,
-        counts=np.stack([votes[i].counts for i in chosen]),
-        labels=dataset.y_test[chosen].astype(np.int64),
-        settings=settings,
-        seconds=np.array([votes[i].seconds for i in chosen]),
-    ), run
+    def measure(some: np.ndarray) -> list[tuple[int, ...]]:
+        counts, forwards = job.count(some, 0, FLAGS.num_draws)
+        return [tuple(map(int, row)) for row in np.column_stack([forwards, counts])]
 
+    done, certified_and_correct = 0, 0
 
-class Running:
-    """The certified accuracy so far, for the progress line."""
-
-    def __init__(self, dataset: data.Dataset, sigma: float, known: dict[int, np.ndarray]) -> None:
-        self.labels, self.sigma, self.certified, self.total = dataset.y_test, sigma, 0, 0
-        if known:
-            self.add(np.array(list(known)), np.stack(list(known.values())))
-
-    def add(self, indices: np.ndarray, counts: np.ndarray) -> str:
+    def show(new: dict[int, runs.Entry]) -> str:
+        nonlocal done, certified_and_correct
+        if not new:
+            return ""
         alpha = certificates.PAPER_ALPHA if FLAGS.paper else FLAGS.alpha
-        certified = certificates.certify_counts(counts, self.sigma, alpha)
-        self.certified += int((certified.prediction == self.labels[indices]).sum())
-        self.total += len(indices)
-        return f"certified and correct {self.certified / self.total:.1%}"
+        counts = np.array([entry.values[1:] for entry in new.values()])
+        certified = certificates.certify_counts(counts, settings["sigma"], alpha)
+        certified_and_correct += int((certified.prediction == labels[list(new)]).sum())
+        done += len(new)
+        return f"certified and correct {certified_and_correct / done:.1%}"
+
+    entries = counting.measure_examples(
+        processes,
+        job.run / f"votes-{counting.short(settings)}",
+        settings,
+        lambda values: len(values) == 1 + num_classes and sum(values[1:]) == FLAGS.num_draws,
+        job.chosen,
+        max(1, job.batch_size // FLAGS.num_draws),
+        measure,
+        show,
+    )
+    values = np.array([entries[i].values for i in job.chosen])
+    return Counts(
+        indices=job.chosen,
+        counts=values[:, 1:],
+        labels=labels[job.chosen].astype(np.int64),
+        forwards=values[:, 0],
+        settings=settings,
+        seconds=np.array([entries[i].seconds for i in job.chosen]),
+    ), job.run
 
 
 # Files
-
-
-def short(settings: Any) -> str:
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def counts_name(counted: Counts) -> str:
@@ -171,7 +149,7 @@ def counts_name(counted: Counts) -> str:
     size = f"m{settings['num_masks']}-" if settings["ensemble"] in ("mb", "mc") else ""
     return (
         f"n{settings['num_draws']}-{size}{len(counted.indices)}ex-"
-        f"{short([settings, counted.indices.tolist()])}"
+        f"{counting.short([settings, counted.indices.tolist()])}"
     )
 
 
@@ -181,16 +159,18 @@ def write_counts(path: Path, counted: Counts) -> None:
         indices=counted.indices,
         counts=counted.counts,
         labels=counted.labels,
+        forwards=counted.forwards,
         settings=np.array(json.dumps(counted.settings, sort_keys=True)),
     )
 
 
 def read_counts(path: Path) -> Counts:
-    arrays = runs.read_npz(path, ["indices", "counts", "labels", "settings"])
+    arrays = runs.read_npz(path, ["indices", "counts", "labels", "forwards", "settings"])
     try:
         settings = json.loads(str(arrays.pop("settings")))
         shape = (len(arrays["indices"]), len(settings["data"]["classes"]))
         whole = arrays["counts"].shape == shape and arrays["labels"].shape == shape[:1]
+        whole &= arrays["forwards"].shape == shape[:1]
         whole &= (arrays["counts"].sum(axis=1) == settings["num_draws"]).all()
         whole &= np.isin(arrays["labels"], range(shape[1])).all()
         whole &= {"sigma", "model", "ensemble"} <= settings.keys()
@@ -246,7 +226,7 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
         )
     ]
     runs.write_bytes(folder / f"{stem}.tsv", runs.file_text(rows))
-    note = f"{certified.statement}; series: {provenance(source)}"
+    note = f"{certified.statement}; series: {counting.provenance(source)}"
     runs.write_json(
         folder / f"{stem}.json",
         {
@@ -266,10 +246,7 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
             },
         },
     )
-    title = (
-        f"{source['name']}, {settings['model']}, {settings['ensemble']}, "
-        f"sigma {settings['sigma']:g}, {len(counted.indices)} examples"
-    )
+    title = counting.title_of(settings, len(counted.indices))
     curve = {f"n = {settings['num_draws']}": (certified.radius, correct)}
     runs.write_bytes(
         folder / f"{stem}.png", plots.certified_accuracy_curve(curve, title, note=note)
@@ -277,15 +254,10 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
 
     print(title)
     print(f"  {certified.statement}")
-    print(f"  series: {provenance(source)}; radii are L2 norms in their units")
+    print(f"  series: {counting.provenance(source)}; radii are L2 norms in their units")
     for what, value, form in table:
         print(f"  {what:<44} {value:{form}}")
     print(f"  written to {folder / stem}.tsv (.json, .png)")
-
-
-def provenance(source: dict[str, Any]) -> str:
-    origin = "GENERATED, not the archive's" if source["source"] == "generated" else source["source"]
-    return f"{source['name']} ({origin}), scaling {source['scaling']}"
 
 
 def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple[str, float, str]]:
@@ -314,7 +286,9 @@ def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple
         (f"certified accuracy at r = {r:g}", float(share))
         for r, share in zip(radii, certified_accuracy, strict=True)
     ]
-    forms = ((shares, ".2%"), (means, ".4f"), (curve, ".2%"))
+    num_draws = counted.settings["num_draws"]
+    cost = [("forward passes a draw", float(counted.forwards.mean() / num_draws))]
+    forms = ((shares, ".2%"), (means, ".4f"), (curve, ".2%"), (cost, ".2f"))
     return [(what, value, form) for rows, form in forms for what, value in rows]
 
 

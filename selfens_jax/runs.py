@@ -6,7 +6,9 @@
       checkpoint/              the final variables, members stacked (orbax)
       history.csv              loss, accuracy and learning rate of every epoch
       masks-<id>.npz           the masks of a self-ensemble
-      votes-<id>.tsv           votes counted so far, one line an example, appended
+      votes-<id>.tsv           votes counted so far, one line an example, appended; with several
+                               processes one file for each
+      decisions-<id>.tsv       the same for decisions at one target radius
       counts-<id>.npz          the counts of one finished command
       certificates-<id>.tsv    its certificates, with a .json that says what they rest on
       certificates-<id>.png    its certified-accuracy curve
@@ -16,6 +18,7 @@ Nothing here is ever unpickled.
 """
 
 import csv
+import dataclasses
 import hashlib
 import importlib.metadata
 import io
@@ -25,7 +28,7 @@ import os
 import pathlib
 import platform
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -164,7 +167,7 @@ def load_tree(path: Path, like: Any) -> Any:
     Raises:
       UserError: if the checkpoint is damaged or holds something else.
     """
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
     )
@@ -235,59 +238,74 @@ def _epochs(run: Path) -> list[int]:
 # Certification
 
 
-def open_votes(path: Path, settings: dict[str, Any], num_classes: int) -> dict[int, "Votes"]:
-    """The votes that `path` already holds for these settings; makes the file if there is none.
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What one example came to, as whole numbers, and the seconds that took."""
 
-    The first line is the settings, every further line one example's votes. A last line that a
-    kill tore off is cut from the file, so that appending can go on.
+    values: tuple[int, ...]
+    seconds: float
+
+
+def read_log(
+    path: Path, settings: dict[str, Any], whole: Callable[[tuple[int, ...]], bool]
+) -> dict[int, Entry]:
+    """The entries of a log, by example; a last line that is still being written does not count.
+
+    The first line is the settings, every further line one example's entry.
 
     Raises:
-      UserError: if the file is of other settings or damaged.
+      UserError: if the file is of other settings, or a line is damaged or not `whole`.
     """
-    header = json.dumps(settings, sort_keys=True) + "\n"
-    if not path.exists():
-        write_bytes(path, header.encode())
-        return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.decode(errors="replace").splitlines()
-    if not lines or lines[0] + "\n" != header:
-        raise UserError(f"{path} holds votes of other settings; move it away to count again")
-    votes = {}
+    lines = _whole_lines(path).decode(errors="replace").splitlines()
+    if not lines or lines[0] != _header(settings):
+        raise UserError(f"{path} is of other settings; move it away to begin again")
+    entries: dict[int, Entry] = {}
     for number, line in enumerate(lines[1:], start=2):
         try:
-            index, seconds, *counts = line.split("\t")
-            parsed = Votes(np.array([int(c) for c in counts]), float(seconds))
-            if len(counts) != num_classes or parsed.counts.sum() != settings["num_draws"]:
+            index, seconds, *values = line.split("\t")
+            example, entry = int(index), Entry(tuple(map(int, values)), float(seconds))
+            if not whole(entry.values):
                 raise ValueError
         except ValueError:
             raise UserError(f"{path} is damaged in line {number}; move it away") from None
-        if int(index) in votes:
+        if example in entries:
             raise UserError(f"{path} has example {index} twice (line {number}); move it away")
-        votes[int(index)] = parsed
-    if len(whole) < len(content):
-        with path.open("rb+") as file:
-            file.truncate(len(whole))
-    return votes
+        entries[example] = entry
+    return entries
 
 
-class Votes:
-    """One example's (K,) counts, and the seconds that counting them took."""
+def open_log(
+    path: Path, settings: dict[str, Any], whole: Callable[[tuple[int, ...]], bool]
+) -> dict[int, Entry]:
+    """`read_log` of a file to append to: made if there is none, and a torn last line is cut off."""
+    if not path.exists():
+        write_bytes(path, (_header(settings) + "\n").encode())
+        return {}
+    entries = read_log(path, settings, whole)
+    with path.open("rb+") as file:
+        file.truncate(len(_whole_lines(path)))
+    return entries
 
-    def __init__(self, counts: np.ndarray, seconds: float) -> None:
-        self.counts, self.seconds = counts, seconds
 
-
-def append_votes(path: Path, indices: Iterable[int], votes: Iterable[Votes]) -> None:
-    """Adds lines to an opened file of votes, on disk when this returns."""
+def append_log(path: Path, entries: Mapping[int, Entry]) -> None:
+    """Adds lines to an opened log, on disk when this returns."""
     lines = [
-        "\t".join([str(index), f"{vote.seconds:.4f}", *map(str, vote.counts)]) + "\n"
-        for index, vote in zip(indices, votes, strict=True)
+        "\t".join([str(index), f"{entry.seconds:.4f}", *map(str, entry.values)]) + "\n"
+        for index, entry in entries.items()
     ]
     with path.open("a") as file:
         file.write("".join(lines))
         file.flush()
         os.fsync(file.fileno())
+
+
+def _header(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _whole_lines(path: Path) -> bytes:
+    content = path.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
 
 
 def evenly_spaced(num_examples: int | None, total: int) -> np.ndarray:

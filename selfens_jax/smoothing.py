@@ -255,10 +255,13 @@ def _program(
     if jax.tree_util.all_leaves([predict]):  # a plain function
         predict = jax.tree_util.Partial(predict)
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    num_classes = jax.eval_shape(predict, one).shape[-1]
+    num_classes = jax.eval_shape(_logits, predict, one).shape[-1]
     return _Program(
         predict, x, indices.astype(np.uint32), _round_up(sigma), key, num_classes, precision, mesh
     )
+
+
+_logits = jax.jit(mean_logits)  # traced once, however often the shape of its result is asked for
 
 
 def _blocks(

@@ -52,6 +52,7 @@ METRICS = "selfens_jax/metrics.py"
 RUNS = "selfens_jax/runs.py"
 ENSEMBLES = "selfens_jax/ensembles.py"
 CERTIFY = "experiments/certify.py"
+COUNTING = "experiments/counting.py"
 
 ENUMERATION = (
     "test_soundness.py::test_the_default_is_false_at_most_alpha_by_enumeration[{alpha}-60-2]"
@@ -167,10 +168,15 @@ MUTATIONS = (
     ),
     Mutation(
         "fresh masks for every batch",
-        CERTIFY,
-        "smoothing.count_votes(\n                predict,",
+        COUNTING,
+        "smoothing.count_votes(self.predict, **arguments)",
         "smoothing.count_votes(\n"
-        "                dataclasses.replace(predict, masks=jnp.roll(predict.masks, start, 1)),",
+        "                dataclasses.replace(\n"
+        "                    self.predict,\n"
+        "                    masks=jax.numpy.roll(self.predict.masks, int(examples[0]), 1),\n"
+        "                ),\n"
+        "                **arguments,\n"
+        "            )",
         ("test_faults.py::test_votes_resumed_in_other_batches_are_the_same",),
     ),
     Mutation(
@@ -314,16 +320,21 @@ MUTATIONS = (
     # Files of votes
     Mutation(
         "resumed counts added twice",
-        CERTIFY,
-        "counts=np.stack([votes[i].counts for i in chosen]),",
-        "counts=np.stack([votes[i].counts * (1 if i in todo else 2) for i in chosen]),",
+        COUNTING,
+        "    return entries\n\n\ndef short",
+        "    again = [i for i in chosen.tolist() if i not in todo]\n"
+        "    for i in again:\n"
+        "        values = tuple(2 * value for value in entries[i].values)\n"
+        "        entries[i] = runs.Entry(values, 0.0)\n"
+        "    return entries\n\n\ndef short",
         ("test_faults.py::test_votes_resumed_in_other_batches_are_the_same",),
     ),
     Mutation(
         "an example written twice has its votes added",
         RUNS,
         'raise UserError(f"{path} has example {index} twice (line {number}); move it away")',
-        "parsed.counts += votes[int(index)].counts",
+        "values = map(sum, zip(entry.values, entries[example].values, strict=True))\n"
+        "            entry = Entry(tuple(values), 0.0)",
         ("test_runs.py::test_damaged_votes_are_refused",),
     ),
 )

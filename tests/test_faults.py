@@ -6,6 +6,7 @@ import json
 from fractions import Fraction
 
 import certify
+import counting
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from absl import flags
 from absl.testing import flagsaver
 from flax import linen as nn
 
-from selfens_jax import certificates, data, masks, smoothing
+from selfens_jax import certificates, data, masks, smoothing, streams
 
 
 @contextlib.contextmanager
@@ -60,14 +61,14 @@ def test_votes_resumed_in_other_batches_are_the_same(tmp_path, monkeypatch):
     np.savez(file, X_train=np.zeros((2, 16)), y_train=y[:2], X_test=np.zeros((12, 16)), y_test=y)
     config = {"data": data.describe(data.load(str(file))), "sigma": 0.5, "seed": 0}
     predict = smoothing.self_ensemble(Halves(), {}, masks.binomial(jax.random.key(0), 2, 16, 0.3))
-    monkeypatch.setattr(certify.trained, "find_run", lambda: (tmp_path, config))
+    monkeypatch.setattr(counting.trained, "find_run", lambda: (tmp_path, config))
     monkeypatch.setattr(
-        certify.trained, "load_classifier", lambda *_: (predict, {"ensemble": "mc"})
+        counting.trained, "load_classifier", lambda *_: (predict, {"ensemble": "mc"})
     )
 
     def count(*arguments: str) -> np.ndarray:
         with flags_of(f"--dataset={file}", "--num_draws=100", *arguments):
-            counted, _ = certify.count()
+            counted, _ = certify.count((0, 1))
         return counted.counts
 
     first = count("--num_examples=4", "--batch_size=100")
@@ -82,7 +83,7 @@ def test_votes_resumed_in_other_batches_are_the_same(tmp_path, monkeypatch):
         np.zeros((12, 16, 1)),
         sigma=0.5,
         num_draws=100,
-        key=certify.stream(0, "certification"),
+        key=streams.stream(0, "certification"),
         batch_size=100,
     )
     assert (other != resumed).any(axis=1).sum() > 6  # other masks are other votes
@@ -101,6 +102,7 @@ def test_radii_in_the_file_are_rounded_down(tmp_path):
         indices=np.arange(len(top)),
         counts=counts,
         labels=labels,
+        forwards=np.full(len(top), 5000),
         settings=json.dumps(settings),
     )
     with flags_of(f"--from_counts={file}"):

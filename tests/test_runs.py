@@ -11,27 +11,33 @@ from selfens_jax.errors import UserError
 SETTINGS = {"sigma": 0.5, "num_draws": 10}
 
 
+def whole(votes):
+    return len(votes) == 3 and sum(votes) == 10
+
+
 def votes_file(tmp_path):
     path = tmp_path / "votes.tsv"
-    assert runs.open_votes(path, SETTINGS, 3) == {}
-    runs.append_votes(path, [4], [runs.Votes(np.array([7, 2, 1]), 0.5)])
-    runs.append_votes(path, [9], [runs.Votes(np.array([0, 0, 10]), 1.25)])
+    assert runs.open_log(path, SETTINGS, whole) == {}
+    runs.append_log(path, {4: runs.Entry((7, 2, 1), 0.5)})
+    runs.append_log(path, {9: runs.Entry((0, 0, 10), 1.25)})
     return path
 
 
 def test_votes_come_back(tmp_path):
-    votes = runs.open_votes(votes_file(tmp_path), SETTINGS, 3)
-    assert {i: v.counts.tolist() for i, v in votes.items()} == {4: [7, 2, 1], 9: [0, 0, 10]}
-    assert votes[9].seconds == 1.25
+    votes = runs.open_log(votes_file(tmp_path), SETTINGS, whole)
+    assert votes == {4: runs.Entry((7, 2, 1), 0.5), 9: runs.Entry((0, 0, 10), 1.25)}
 
 
 @pytest.mark.parametrize("torn", ["1", "12\t0.5\t1", "12\t0.5\t10\t0\t0"])
 def test_a_torn_last_line_is_cut_off(tmp_path, torn):
     path = votes_file(tmp_path)
-    whole = path.read_bytes()
-    path.write_bytes(whole + torn.encode())
-    assert set(runs.open_votes(path, SETTINGS, 3)) == {4, 9}
-    assert path.read_bytes() == whole
+    before = path.read_bytes()
+    torn_file = before + torn.encode()
+    path.write_bytes(torn_file)
+    assert set(runs.read_log(path, SETTINGS, whole)) == {4, 9}
+    assert path.read_bytes() == torn_file  # it may be another process's, still being written
+    assert set(runs.open_log(path, SETTINGS, whole)) == {4, 9}
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -48,16 +54,16 @@ def test_damaged_votes_are_refused(tmp_path, line, says):
     with path.open("a") as file:
         file.write(line + "\n")
     with pytest.raises(UserError, match=says):
-        runs.open_votes(path, SETTINGS, 3)
+        runs.open_log(path, SETTINGS, whole)
 
 
 def test_votes_of_other_settings_are_refused(tmp_path):
     path = votes_file(tmp_path)
     with pytest.raises(UserError, match="other settings"):
-        runs.open_votes(path, {**SETTINGS, "masks_sha256": "other"}, 3)
+        runs.open_log(path, {**SETTINGS, "masks_sha256": "other"}, whole)
     path.write_text("")
     with pytest.raises(UserError, match="other settings"):
-        runs.open_votes(path, SETTINGS, 3)
+        runs.open_log(path, SETTINGS, whole)
 
 
 def test_trees_come_back_bit_for_bit(tmp_path):

@@ -264,7 +264,8 @@ def test_killed_certification_goes_on_to_the_same_files(trained):
 def test_certify_refuses(trained, arguments, says):
     make_npz(trained / "other.npz", seed=1)
     one = np.ones(1, int)
-    np.savez(trained / "odd.npz", indices=one, counts=one, labels=one, settings=np.array("{}"))
+    arrays = dict.fromkeys(("indices", "counts", "labels", "forwards"), one)
+    np.savez(trained / "odd.npz", **arrays, settings=np.array("{}"))
     run_dir = any(a.startswith("--run_dir") for a in arguments)
     assert_refused(trained, says, "certify", *(() if run_dir else CERTIFY), *arguments)
 
@@ -343,3 +344,72 @@ def test_help_names_the_flags(tmp_path):
         )
         assert "--sigma" in done.stdout
         assert "--ensemble" in done.stdout
+
+
+def test_consensus_costs_fewer_forward_passes_and_is_another_result(trained):
+    whole = call(trained, "certify", "--dataset=own.npz", *CERTIFY)
+    done = call(trained, "certify", "--dataset=own.npz", *CERTIFY, "--consensus=2")
+    assert "mc (consensus of 2)" in done.stdout
+    cost = [re.search(r"forward passes a draw +(\d\.\d\d)", d.stdout) for d in (whole, done)]
+    assert float(cost[0][1]) == 3
+    assert 2 <= float(cost[1][1]) < 3
+    records = [json.loads(p.read_text()) for p in results(trained, "certificates-*12ex*.json")]
+    assert 2 in [record["settings"].get("consensus") for record in records]
+    for path in (trained / RUN).glob("*"):
+        if path.suffix != ".csv" and json.dumps({"consensus": 2})[1:-1] in read_text(path):
+            path.unlink()
+    assert "not 3" in error_of(trained, "certify", "--dataset=own.npz", *CERTIFY, "--consensus=3")
+
+
+def read_text(path):
+    return path.read_bytes().decode(errors="replace") if path.is_file() else ""
+
+
+TARGET = ("--model=lstm_fcn", "--sigma=0.5", "--num_masks=3", "--target_radius=0.2")
+
+
+def test_decisions_at_a_target_radius(trained):
+    done = call(trained, "certify", "--dataset=own.npz", *TARGET)
+    assert re.search(r"certified accuracy at r = 0.2 +\d+\.\d\d%", done.stdout)
+    (tsv,) = results(trained, "target-r0.2-12ex-*.tsv")
+    with tsv.open() as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert {row["decision"] for row in rows} <= {"certified", "rejected", "undecided"}
+    for row in rows:
+        assert (row["predict"] == "-1") == (row["decision"] != "certified")
+        assert int(row["draws"]) % 20 == 0
+        assert int(row["forwards"]) == 3 * int(row["draws"])
+    record = json.loads(tsv.with_suffix(".json").read_text())
+    assert record["settings"]["target_radius"] == 0.2
+    assert record["settings"]["batches"][:3] == [20, 40, 60]
+
+    # Part of the examples first, then the rest, are the same decisions.
+    (log,) = results(trained, "decisions-*.tsv")
+    before = without_time(tsv)
+    log.unlink()
+    call(trained, "certify", "--dataset=own.npz", *TARGET, "--num_examples=4")
+    tsv.unlink()
+    resumed = call(trained, "certify", "--dataset=own.npz", *TARGET)
+    assert "4/12" in resumed.stderr
+    assert without_time(tsv) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--num_draws=100"], "leave out --num_draws"),
+        (["--max_draws=40", "--target_radius=0.6"], "--max_draws=40 cannot certify"),
+        (["--max_draws=50"], "max_draws must be a positive multiple of 20"),
+        (["--target_radius=-1"], "must not be negative"),
+        (["--paper"], "leave out --target_radius"),
+        (["--alpha_futility=0"], "--alpha_futility"),
+    ],
+)
+def test_bad_targets_are_refused(trained, arguments, says):
+    assert_refused(trained, says, "certify", *TARGET, *arguments)
+
+
+def test_a_cpu_has_one_precision(trained):
+    assert_refused(
+        trained, "a CPU computes in float32", "certify", *CERTIFY, "--precision=bfloat16"
+    )
