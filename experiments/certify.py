@@ -28,9 +28,6 @@ cli.define_run_flags()
 trained.define_flags()
 for module in (cli, trained):
     flags.adopt_module_key_flags(module)
-flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
-flags.DEFINE_integer("noise_seed", None, "Seed of the certification noise; --seed if not given.")
-flags.DEFINE_integer("num_examples", None, "Certify this many evenly spaced test examples.")
 flags.DEFINE_integer(
     "batch_size", None, "Noised series in flight; bounds memory, changes no result."
 )
@@ -87,10 +84,7 @@ def count() -> tuple[Counts, Path]:
     run, config = trained.find_run()
     if config["sigma"] == 0:
         raise UserError(f"the run {run} was trained with sigma 0: without noise there is no radius")
-    dataset = cli.load_data(FLAGS)
-    differences = runs.differences(config, {"data": data.describe(dataset)})
-    if differences:
-        raise UserError(f"{run}: {differences}")
+    dataset = trained.load_data(run, config)
     chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
     if FLAGS.num_draws < 1:
         raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
@@ -246,7 +240,7 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
         )
     ]
     runs.write_bytes(folder / f"{stem}.tsv", runs.file_text(rows))
-    note = f"{certified.statement}; series: {provenance(source)}"
+    note = f"{certified.statement}; series: {cli.provenance(source)}"
     runs.write_json(
         folder / f"{stem}.json",
         {
@@ -277,15 +271,10 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
 
     print(title)
     print(f"  {certified.statement}")
-    print(f"  series: {provenance(source)}; radii are L2 norms in their units")
+    print(f"  series: {cli.provenance(source)}; radii are L2 norms in their units")
     for what, value, form in table:
         print(f"  {what:<44} {value:{form}}")
     print(f"  written to {folder / stem}.tsv (.json, .png)")
-
-
-def provenance(source: dict[str, Any]) -> str:
-    origin = "GENERATED, not the archive's" if source["source"] == "generated" else source["source"]
-    return f"{source['name']} ({origin}), scaling {source['scaling']}"
 
 
 def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple[str, float, str]]:
