@@ -76,8 +76,8 @@ def pgd_l2(
       step_size: length of a step; 2.5 epsilon / steps if None.
       restarts: random starts, uniform in the ball. Of the points that the steps reach, the one of
         highest loss is kept, or x itself where none is higher; all are compared on the same
-        draws, which no gradient sees. So more restarts never lower the kept loss, nor do more
-        steps of the same size.
+        draws, which no gradient sees. More restarts never lower this loss, nor do more steps of
+        the same size.
       indices: (N,) each example's index in its data set, which keys its randomness.
 
     Returns:
@@ -97,6 +97,8 @@ def pgd_l2(
         raise UserError(f"sigma must be finite and >= 0, not {sigma}")
     if min(steps, restarts, num_draws) < 1:
         raise UserError("steps, restarts and num_draws must be at least 1")
+    if not epsilon.any():
+        return x.copy()  # the balls hold nothing else
     # Only noise makes one draw differ from another.
     num_draws = num_draws if sigma > 0 else 1
     step_sizes = 2.5 * epsilon / steps if step_size is None else np.full_like(epsilon, step_size)

@@ -78,7 +78,7 @@ def perturbations(
         both.set_ylabel(f"{value}\n(units of the series)")
         difference.axhline(0, color="0.7", linewidth=0.8)
         difference.plot((series - original)[:, channel], color=COLOURS[2])
-        difference.set_title("perturbed - original")
+        difference.set_ylabel("perturbed - original\n(units of the series)")
         for either in (both, difference):
             either.grid(alpha=0.3)
     for bottom in axes[-1]:
