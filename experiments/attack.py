@@ -59,7 +59,7 @@ def main() -> None:
     dataset = trained.load_data(run, config)
     chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
     predict, classifier = trained.load_classifier(run, config, dataset)
-    smoothed = {"attack_draws": FLAGS.attack_draws, "num_draws": FLAGS.num_draws}
+    draws = {"attack_draws": FLAGS.attack_draws, "num_draws": FLAGS.num_draws}
     versions = runs.versions()
     settings = {
         **classifier,
@@ -69,7 +69,7 @@ def main() -> None:
         "epsilons": epsilons,
         "steps": FLAGS.steps,
         "restarts": FLAGS.restarts,
-        **(smoothed if target == "smoothed" else {}),
+        **(draws if target == "smoothed" else {}),
         "noise_seed": config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed,
         "platform": jax.devices()[0].platform,
         "versions": {name: versions[name] for name in ("selfens_jax", "jax")},
@@ -120,28 +120,31 @@ def attack(
     levels = sorted({0.0, *settings["epsilons"]})
     files = {(e, c[0]): pieces / f"epsilon={e}-{c[0]}.npz" for e in levels for c in chunks}
     done = sum(len(chunk) for e in levels for chunk in chunks if files[e, chunk[0]].exists())
-    moved: dict[float, np.ndarray] = {}
-    predictions: dict[float, np.ndarray] = {}
+    found: dict[float, list[dict[str, np.ndarray]]] = {epsilon: [] for epsilon in levels}
     with tqdm(total=len(levels) * len(chosen), initial=done, unit="ex", desc="attacking") as bar:
         for epsilon in levels:
-            found = []
+            seen, wrong = 0, 0
             for chunk in chunks:
                 file = files[epsilon, chunk[0]]
                 if not file.exists():
                     runs.write_npz(file, **attack_chunk(predict, settings, dataset, chunk, epsilon))
                     bar.update(len(chunk))
-                found.append(runs.read_npz(file, ["moved", "prediction", "wrong"]))
-                wrong = np.concatenate([piece["wrong"] for piece in found])
-                bar.set_postfix_str(f"epsilon {epsilon:g}: {wrong.mean():.1%} wrong")
-            moved[epsilon] = np.concatenate([piece["moved"] for piece in found])
-            predictions[epsilon] = np.concatenate([piece["prediction"] for piece in found])
+                piece = runs.read_npz(file, ["moved", "prediction"])
+                found[epsilon].append(piece)
+                seen += len(chunk)
+                wrong += int((piece["prediction"] != dataset.y_test[chunk]).sum())
+                bar.set_postfix_str(f"epsilon {epsilon:g}: {wrong / seen:.1%} wrong")
+
+    def joined(name: str, epsilon: float) -> np.ndarray:
+        return np.concatenate([piece[name] for piece in found[epsilon]])
+
     return {
         "original": dataset.x_test[chosen],
-        "adversarial": np.stack([moved[epsilon] for epsilon in settings["epsilons"]]),
+        "adversarial": np.stack([joined("moved", epsilon) for epsilon in settings["epsilons"]]),
         "epsilons": np.array(settings["epsilons"]),
         "labels": dataset.y_test[chosen].astype(np.int64),
-        "before": predictions[0.0],
-        "after": np.stack([predictions[epsilon] for epsilon in settings["epsilons"]]),
+        "before": joined("prediction", 0.0),
+        "after": np.stack([joined("prediction", epsilon) for epsilon in settings["epsilons"]]),
         "indices": chosen,
     }
 
@@ -181,8 +184,7 @@ def attack_chunk(
         prediction = counts.argmax(axis=1)
     else:
         prediction = attacks.prediction(predict, moved)
-    wrong = prediction != dataset.y_test[chunk]
-    return {"moved": moved, "prediction": prediction, "wrong": wrong}
+    return {"moved": moved, "prediction": prediction}
 
 
 # Files

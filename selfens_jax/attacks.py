@@ -128,9 +128,9 @@ def prediction(predict: Predict, x: np.ndarray) -> np.ndarray:
 def success_rates(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     """The attack success rate in two definitions, from (N,) predictions and labels.
 
-    Section 5.4 of the paper, "the proportion of misclassified samples", is the first as it reads.
-    Its Table 4 cannot be: on ChlorineConcentration it has 0.26 for M_C, and Table 3 says that 40 %
-    of these series are wrong before any attack. Compare it with the second.
+    The paper's is "the proportion of misclassified samples by adversarial perturbation" (Section
+    5.4), which can be read as either. Its Table 4 cannot be the first: on ChlorineConcentration it
+    has 0.26 for M_C, and by Table 3 40 % of these series are wrong before any attack.
 
     Returns:
       (over all, over initially correct): the share of all examples that are wrong under attack,
