@@ -28,7 +28,6 @@ for module in (trained, counting, decisions):
     module.define_flags()
 for module in (cli, trained, counting, decisions):
     flags.adopt_module_key_flags(module)
-flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
 flags.DEFINE_float("alpha", 0.001, "Probability that a certificate is false, for each example.")
 flags.DEFINE_enum(
     "interval",
@@ -226,7 +225,7 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
         )
     ]
     runs.write_bytes(folder / f"{stem}.tsv", runs.file_text(rows))
-    note = f"{certified.statement}; series: {counting.provenance(source)}"
+    note = f"{certified.statement}; series: {cli.provenance(source)}"
     runs.write_json(
         folder / f"{stem}.json",
         {
@@ -254,7 +253,7 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
 
     print(title)
     print(f"  {certified.statement}")
-    print(f"  series: {counting.provenance(source)}; radii are L2 norms in their units")
+    print(f"  series: {cli.provenance(source)}; radii are L2 norms in their units")
     for what, value, form in table:
         print(f"  {what:<44} {value:{form}}")
     print(f"  written to {folder / stem}.tsv (.json, .png)")

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -59,6 +60,12 @@ def load_data(flag_values: flags.FlagValues, report: bool = True) -> data.Datase
             f"{dataset.num_classes} classes, scaling {dataset.scaling}"
         )
     return dataset
+
+
+def provenance(source: dict[str, Any]) -> str:
+    """A line on the data of a record (`data.describe`)."""
+    origin = "GENERATED, not the archive's" if source["source"] == "generated" else source["source"]
+    return f"{source['name']} ({origin}), scaling {source['scaling']}"
 
 
 def say(line: str) -> None:

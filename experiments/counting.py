@@ -32,10 +32,6 @@ Measure = Callable[[np.ndarray], list[tuple[int, ...]]]
 def define_flags() -> None:
     """The flags of counting, beside `cli.define_run_flags` and `trained.define_flags`."""
     flags.DEFINE_integer(
-        "noise_seed", None, "Seed of the certification noise; --seed if not given."
-    )
-    flags.DEFINE_integer("num_examples", None, "Certify this many evenly spaced test examples.")
-    flags.DEFINE_integer(
         "batch_size", None, "Noised series in flight; bounds memory, changes no result."
     )
     flags.DEFINE_integer(
@@ -113,10 +109,7 @@ def prepare(draws_per_block: int) -> Job:
         raise UserError(f"the run {run} was trained with sigma 0: without noise there is no radius")
     if FLAGS.precision != "float32" and jax.default_backend() == "cpu":
         raise UserError(f"--precision={FLAGS.precision}: a CPU computes in float32; leave it out")
-    dataset = cli.load_data(FLAGS)
-    differences = runs.differences(config, {"data": data.describe(dataset)})
-    if differences:
-        raise UserError(f"{run}: {differences}")
+    dataset = trained.load_data(run, config)
     chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
     predict, classifier = trained.load_classifier(run, config, dataset)
     if FLAGS.consensus is not None:
@@ -258,8 +251,3 @@ def title_of(settings: dict[str, Any], num_examples: int) -> str:
         f"{settings['data']['name']}, {settings['model']}, {settings['ensemble']}{consensus}, "
         f"sigma {settings['sigma']:g}, {num_examples} examples"
     )
-
-
-def provenance(source: dict[str, Any]) -> str:
-    origin = "GENERATED, not the archive's" if source["source"] == "generated" else source["source"]
-    return f"{source['name']} ({origin}), scaling {source['scaling']}"

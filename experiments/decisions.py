@@ -7,6 +7,7 @@ draws, the files, and what is printed.
 import itertools
 from typing import Any
 
+import cli
 import counting
 import jax
 import numpy as np
@@ -169,7 +170,7 @@ def report(
     )
     print(counting.title_of(settings, len(values)))
     print(f"  {statement}")
-    print(f"  series: {counting.provenance(source)}; radii are L2 norms in their units")
+    print(f"  series: {cli.provenance(source)}; radii are L2 norms in their units")
     for what, value, form in table:
         print(f"  {what:<44} {value:{form}}")
     print(f"  written to {stem}.tsv (.json)")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import cli
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,10 +17,13 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """The flags that say which classifier a run makes; beside `cli.define_run_flags`."""
+    """Which classifier a run makes, and how it is examined; beside `cli.define_run_flags`."""
     flags.DEFINE_integer("num_masks", 5, "m, masks of a self-ensemble.")
     flags.DEFINE_integer("mask_seed", None, "Seed of the masks; --seed if not given.")
     flags.DEFINE_string("run_dir", None, "The run to use; found from the other flags if not given.")
+    flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example for the votes.")
+    flags.DEFINE_integer("noise_seed", None, "Seed of all noise drawn here; --seed if not given.")
+    flags.DEFINE_integer("num_examples", None, "Take this many evenly spaced test examples.")
 
 
 def find_run() -> tuple[Path, dict[str, Any]]:
@@ -54,6 +58,15 @@ def train_command() -> str:
     others = ("data_dir", "scaling", "model", "ensemble", "keep", "seed", "runs_dir")
     names = ["dataset", "sigma", *(n for n in others if FLAGS[n].value != FLAGS[n].default)]
     return " ".join(["python experiments/train.py", *(f"--{n}={FLAGS[n].value}" for n in names)])
+
+
+def load_data(run: Path, config: dict[str, Any]) -> data.Dataset:
+    """The data set of the flags, which must be the one that the run was trained on."""
+    dataset = cli.load_data(FLAGS)
+    differences = runs.differences(config, {"data": data.describe(dataset)})
+    if differences:
+        raise UserError(f"{run}: {differences}")
+    return dataset
 
 
 def load_classifier(

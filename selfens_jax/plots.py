@@ -50,6 +50,44 @@ def certified_accuracy_curve(
     return png(figure, title, note)
 
 
+def perturbations(
+    original: np.ndarray, adversarial: Mapping[str, np.ndarray], title: str, note: str = ""
+) -> bytes:
+    """A PNG of one series under attacks: a row for each, with the series and their difference.
+
+    Of several channels it shows the one that the last attack changes most.
+
+    Args:
+      original: (T, C) series.
+      adversarial: for each row's heading, the (T, C) series of that attack.
+      note: small print below the axes.
+    """
+    from matplotlib.figure import Figure
+
+    last = list(adversarial.values())[-1]
+    channel = int(np.linalg.norm(last - original, axis=0).argmax())
+    value = "value" if original.shape[1] == 1 else f"value, channel {channel + 1}"
+
+    rows = len(adversarial)
+    figure = Figure(figsize=(9.6, 1.2 + 2.1 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, sharex=True, sharey="col", squeeze=False)
+    for (both, difference), (heading, series) in zip(axes, adversarial.items(), strict=True):
+        both.plot(original[:, channel], color=COLOURS[0], label="original")
+        both.plot(series[:, channel], color=COLOURS[1], linestyle="--", label="perturbed")
+        both.set_title(heading, parse_math=False)
+        both.set_ylabel(f"{value}\n(units of the series)")
+        difference.axhline(0, color="0.7", linewidth=0.8)
+        difference.plot((series - original)[:, channel], color=COLOURS[2])
+        difference.set_ylabel("perturbed - original\n(units of the series)")
+        for either in (both, difference):
+            either.grid(alpha=0.3)
+    for bottom in axes[-1]:
+        bottom.set_xlabel("time step")
+    axes[0, 0].legend(frameon=False, ncols=2)
+    figure.suptitle(title, parse_math=False)
+    return png(figure, title, note)
+
+
 def png(figure: "Figure", title: str, note: str = "") -> bytes:
     """The figure as a PNG, with `note` in small print below it and both texts in its metadata."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

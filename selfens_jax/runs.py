@@ -12,6 +12,8 @@
       counts-<id>.npz          the counts of one finished command
       certificates-<id>.tsv    its certificates, with a .json that says what they rest on
       certificates-<id>.png    its certified-accuracy curve
+      attack-<id>/             finished pieces of an attack, until all are
+      attack-<id>.npz          the series that it found, with a .json and a .png
 
 Files appear whole or not at all, except the votes, whose last line may be torn and is dropped.
 Nothing here is ever unpickled.

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import TinyNet, assert_uncorrelated, init
 from scipy import stats
 
 from selfens_jax import attacks, certificates, masks, models, smoothing, synthetic, training
@@ -48,16 +49,119 @@ def test_a_smoothed_half_space_falls_just_outside_its_radius():
         assert counts.argmax(axis=1).tolist() == expected
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 1e-3, 0.7, 30.0])
-def test_norms_stay_within_epsilon(epsilon):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(5, 2, 1)).astype(np.float32)
-    moved = attacks.pgd_l2(
-        HALF_SPACE, x, np.zeros(5, int), epsilon=epsilon, key=jax.random.key(0), restarts=2, steps=7
+def test_norms_stay_within_epsilon():
+    epsilon = np.array([0.0, 1e-3, 0.7, 30.0, 0.7])
+    x = np.random.default_rng(0).normal(size=(5, 2, 1)).astype(np.float32)
+    x[4] *= 1000  # a perturbation of 0.7 has few digits here
+    y = 1 - attacks.prediction(HALF_SPACE, x)  # wrong already: outwards the loss always rises
+    settings = {"key": jax.random.key(0), "restarts": 2, "steps": 7, "step_size": 8.0}
+    moved = attacks.pgd_l2(HALF_SPACE, x, y, epsilon=epsilon, **settings)
+    norm = np.sqrt(((moved.astype(float) - x) ** 2).sum(axis=(1, 2)))
+    size = np.sqrt((moved.astype(float) ** 2).sum(axis=(1, 2)))
+    assert (norm <= epsilon + np.finfo(np.float32).eps * (size + 4 * epsilon)).all()
+    assert (norm >= 0.99 * epsilon).all()
+    np.testing.assert_array_equal(moved[0], x[0])
+    alone = attacks.pgd_l2(HALF_SPACE, x, y, epsilon=0.0, **settings)
+    np.testing.assert_array_equal(alone, x)
+
+
+def test_a_network_too_sure_for_the_squares_of_its_gradient():
+    # Its margin is 80, its gradient of the order of exp(-80); float32 ends at exp(-87).
+    sure = jax.tree_util.Partial(half_space_logits, jnp.asarray(8 * WEIGHT))
+    moved = attacks.pgd_l2(sure, points([1.0]), [0], epsilon=1.05, key=jax.random.key(0))
+    assert attacks.prediction(sure, moved).tolist() == [1]
+
+
+def tiny_ensemble():
+    """A network with random weights under two masks, and series of 12 steps for it."""
+    x = np.random.default_rng(1).normal(size=(6, 12, 1)).astype(np.float32)
+    chosen = masks.continuous(stream(0, "masks"), 2, 12, keep=0.8)
+    model = TinyNet()
+    return smoothing.self_ensemble(model, init(model, x), chosen), x
+
+
+def test_examples_are_attacked_alike_in_any_company():
+    predict, x = tiny_ensemble()
+    y, indices = np.arange(6) % 2, np.array([3, 1, 4, 15, 9, 2])
+    settings = {"epsilon": 1.0, "sigma": 0.5, "num_draws": 3, "steps": 3, "key": jax.random.key(4)}
+    moved = attacks.pgd_l2(predict, x, y, indices=indices, **settings)
+    for rows in ([5, 4, 3, 2, 1, 0], [2], [1, 5]):
+        some = attacks.pgd_l2(predict, x[rows], y[rows], indices=indices[rows], **settings)
+        np.testing.assert_array_equal(some, moved[rows])
+        np.testing.assert_array_equal(
+            attacks.prediction(predict, x[rows]), attacks.prediction(predict, x)[rows]
+        )
+    assert len(np.unique(moved - x, axis=0)) == len(x)
+
+
+def test_more_steps_or_restarts_never_lower_the_kept_loss():
+    predict, x = tiny_ensemble()
+    y, key, sigma, num_draws = np.arange(6) % 2, jax.random.key(5), 0.5, 3
+
+    def loss(series):
+        """On the draws that compare points: of the key that `attacks` names for them."""
+        losses = []
+        for index, (one, label) in enumerate(zip(series, y, strict=True)):
+            of_example = jax.random.fold_in(jax.random.fold_in(key, index), 2)
+            noise = jax.random.normal(of_example, (num_draws, *one.shape))
+            p = jax.nn.softmax(predict(one + sigma * noise))[:, label]
+            losses.append(-np.log(p.mean()))
+        return np.array(losses)
+
+    def kept(steps, restarts):
+        return loss(
+            attacks.pgd_l2(
+                predict,
+                x,
+                y,
+                epsilon=1.0,
+                step_size=1.5,  # so long that the loss goes up and down
+                steps=steps,
+                restarts=restarts,
+                sigma=sigma,
+                num_draws=num_draws,
+                key=key,
+            )
+        )
+
+    by_steps = [loss(x), *(kept(steps, 1) for steps in (1, 2, 4, 8))]
+    by_restarts = [kept(1, restarts) for restarts in (1, 2, 4)]
+    for losses in (by_steps, by_restarts):
+        assert (np.diff(losses, axis=0) >= -1e-6).all()
+        assert (losses[-1] > losses[0] + 1e-3).any()
+
+
+def test_starts_steps_and_comparisons_have_noise_of_their_own(monkeypatch):
+    seen, starts = [], []
+
+    def predict(x):
+        jax.debug.callback(lambda x: seen.append(np.array(x)), x)
+        return x[:, :2, 0]
+
+    def start(keys, x, epsilon, original=attacks._start):
+        starts.append(np.asarray(original(keys, x, epsilon), float) / epsilon[:, None, None])
+        return original(keys, x, epsilon)
+
+    monkeypatch.setattr(attacks, "_start", start)
+    attacks.pgd_l2(
+        jax.tree_util.Partial(predict),
+        np.zeros((2, 2000, 1)),
+        [0, 1],
+        epsilon=1e-20,  # the noised series are the noise
+        sigma=1.0,
+        num_draws=2,
+        steps=2,
+        restarts=2,
+        key=stream(0, "attack"),
     )
-    norms = np.linalg.norm((moved.astype(float) - x).reshape(5, -1), axis=1)
-    scale = np.abs(moved).max() + epsilon
-    assert (norms <= epsilon + 4 * np.finfo(np.float32).eps * scale).all()
+    jax.effects_barrier()
+    # The calls are padded with copies, and the draws that compare come back after every step.
+    noise, directions = (np.unique(np.concatenate(a)[..., 0], axis=0) for a in (seen, starts))
+    examples, draws = 2, 2
+    assert len(noise) == examples * (2 * 2 * draws + draws)
+    assert len(directions) == examples * 2
+    assert noise.std() > 0.9
+    assert_uncorrelated(np.concatenate([noise, directions]), error=1e-9)
 
 
 def test_an_epsilon_for_each_example():
@@ -116,6 +220,12 @@ def test_success_rates_in_both_definitions():
 def test_bad_arguments(wrong):
     with pytest.raises(UserError):
         attacks.pgd_l2(HALF_SPACE, points([1.0]), np.zeros(1, int), key=jax.random.key(0), **wrong)
+
+
+def test_nan_is_no_prediction():
+    nowhere = jax.tree_util.Partial(half_space_logits, jnp.asarray(np.nan * WEIGHT))
+    with pytest.raises(UserError, match="NaN"):
+        attacks.prediction(nowhere, points([1.0]))
 
 
 def test_deep_ensembles_can_be_attacked():

@@ -22,3 +22,20 @@ def test_curves_without_any_certificate_or_with_infinite_radii_can_be_drawn():
     nothing = (np.zeros(2), np.array([False, False]))
     infinite = (np.array([np.inf, 1.0]), np.array([True, True]))
     assert plots.certified_accuracy_curve({"a": nothing, "b": infinite}, "title")
+
+
+def test_perturbations_have_a_row_each_and_show_the_channel_that_changes_most():
+    original = np.zeros((9, 2))
+    first, second = original.copy(), original.copy()
+    first[4, 1], second[4, 1] = 1.0, 2.0
+    headings = {"epsilon 1: taken for $b": first, "epsilon 2": second}
+    drawn = imread(io.BytesIO(plots.perturbations(original, headings, "title $a", note="note")))
+    one = imread(io.BytesIO(plots.perturbations(original, {"epsilon 1": first}, "title")))
+    assert drawn.shape[0] > one.shape[0]
+    unseen = {**headings, "epsilon 2": second + np.array([0.1, 0.0])}
+    again = imread(io.BytesIO(plots.perturbations(original, unseen, "title $a", note="note")))
+    np.testing.assert_array_equal(drawn, again)
+    other = {**headings, "epsilon 2": second + np.array([0.0, 0.1])}
+    assert not np.array_equal(
+        drawn, imread(io.BytesIO(plots.perturbations(original, other, "title $a", note="note")))
+    )

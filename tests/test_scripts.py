@@ -338,7 +338,7 @@ def test_generated_data_are_never_mistaken_for_the_archives(tmp_path):
 
 
 def test_help_names_the_flags(tmp_path):
-    for script in ("train", "certify"):
+    for script in ("train", "certify", "attack"):
         done = subprocess.run(
             command(script, "--help"), capture_output=True, text=True, cwd=tmp_path
         )
