@@ -11,6 +11,7 @@ import cli
 import counting
 import jax
 import numpy as np
+import trained
 from absl import flags
 
 from selfens_jax import runs, sequential
@@ -46,15 +47,16 @@ def decide(processes: tuple[int, int]) -> None:
       UserError: for flags outside their range, or a budget with which nothing could be certified.
     """
     block = 20 if jax.default_backend() == "cpu" else DRAWS_PER_BLOCK
-    job = counting.prepare(block)
     edges = sequential.batches(block, block, max_draws=FLAGS.max_draws, block=block)
-    p0 = sequential.certified_share(FLAGS.target_radius, job.settings["sigma"])
+    _, config = trained.find_run()
+    p0 = sequential.certified_share(FLAGS.target_radius, config["sigma"])
     most = edges[-1] - edges[0]
     if sequential.decide(most, most, p0, FLAGS.alpha) == sequential.OPEN:
         raise UserError(
             f"--max_draws={FLAGS.max_draws} cannot certify radius {FLAGS.target_radius:g} even if "
             "all votes agree; raise it, or lower the radius"
         )
+    job = counting.prepare(block)
     settings = {
         **job.settings,
         "target_radius": FLAGS.target_radius,
