@@ -5,6 +5,7 @@
       progress/<epoch>/        resumable training states, until training has finished
       checkpoint/              the final variables, members stacked (orbax)
       history.csv              loss, accuracy and learning rate of every epoch
+      training_time.json       seconds that training took, over all its parts, and the device
       masks-<id>.npz           the masks of a self-ensemble
       votes-<id>.tsv           votes counted so far, one line an example, appended
       counts-<id>.npz          the counts of one finished command
@@ -223,6 +224,17 @@ def read_history(run: Path) -> list[dict[str, float]]:
             }
             for row in csv.DictReader(file)
         ]
+
+
+def write_training_time(run: Path, seconds: float, device: str) -> None:
+    """Records the seconds of training so far; written before the progress that they led to."""
+    write_json(run / "training_time.json", {"seconds": seconds, "device": device})
+
+
+def read_training_time(run: Path) -> float | None:
+    """Seconds of training, over all parts of one that was killed; None if they were not kept."""
+    file = run / "training_time.json"
+    return float(read_json(file)["seconds"]) if file.exists() else None
 
 
 def _epochs(run: Path) -> list[int]:
