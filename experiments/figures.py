@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plan import ENSEMBLE_SIZES, KEEP, NUM_MASKS, Cell, Grid, Settings
+from plan import ENSEMBLE_SIZES, NUM_MASKS, Cell, Grid, Settings
 from results import ALPHA, Margins, certified, margins
 from scipy import stats
 from tables import NOT_MEASURED, described
