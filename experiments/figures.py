@@ -14,7 +14,7 @@ from tables import NOT_MEASURED, described
 
 from selfens_jax import certificates, plots, runs
 
-RENYI_ORDERS = (1.01, 1.5, 2.0, 4.0, 8.0)
+RENYI_ORDERS = (1.01, 2.0, 4.0, 8.0, 16.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def draw_margins(found: Mapping[str, Margins]) -> Figure:
     right.set(title="score of the top class", xlabel="c_A (logits)", ylabel="density (1 / logit)")
     for axes in (left, right):
         axes.set_ylim(top=1.5 * axes.get_ylim()[1])  # room for the legend
-        axes.legend(loc="upper left", frameon=False, fontsize=8)
+        axes.legend(loc="upper left", framealpha=0.9, edgecolor="none", fontsize=8)
     return figure
 
 

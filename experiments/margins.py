@@ -71,12 +71,13 @@ def main() -> None:
             indices=chosen,
         )
 
-    with tqdm(total=1, unit="pass", desc="drawing") as bar:
+    masked = config["ensemble"] in ("mb", "mc")
+    passes = 1 + masked * (1 + FLAGS.num_random_masks)
+    with tqdm(total=passes, unit="pass", desc="drawing") as bar:
         logits = draw(predict)
+        bar.update()
         examples = [{"index": int(index)} for index in chosen]
-        if config["ensemble"] in ("mb", "mc"):
-            bar.total += FLAGS.num_random_masks + 1
-            bar.update()
+        if masked:
             parts = draw_parts(predict, config, dataset.x_test[chosen], draw, bar)
             for example, *of_example in zip(examples, *parts, strict=True):
                 example |= check(*of_example)
@@ -108,10 +109,13 @@ def draw_parts(
     key = stream(config["seed"] if FLAGS.mask_seed is None else FLAGS.mask_seed, "masks")
     chosen = masks.draw(config["ensemble"], key, FLAGS.num_random_masks, length, config["keep"])
 
+    without_noise = jax.jit(smoothing.mean_logits)
+
     def under(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         one = smoothing.self_ensemble(model, variables, mask[None])
+        logits = draw(one), np.asarray(without_noise(one, x))
         bar.update()
-        return draw(one), np.asarray(jax.jit(smoothing.mean_logits)(one, x))
+        return logits
 
     noisy, clean = under(np.ones(length, np.float32))
     noisy_masked, clean_masked = zip(*map(under, np.asarray(chosen)), strict=True)

@@ -48,7 +48,8 @@ def write(results_dir: Path, items: Sequence[Table | Drawing]) -> Path:
 <body>
 <h1>Self-ensembles for certified time-series classification: the paper reproduced</h1>
 <p>Tables 1 to 4 and Figures 2 to 6 of Dong et al., CIKM 2024, doi 10.1145/3627673.3679748, and a
-check of its Section 4. Where both can be: the paper's number, ours by the paper's procedure, and ours with a valid certificate.</p>
+check of its Section 4. Where it applies: the paper's number, ours by the paper's
+procedure, and ours with a valid certificate.</p>
 {facts(settings, outcomes)}
 {"".join(parts)}
 </body>

@@ -395,9 +395,9 @@ PARTS = {
 }
 PREDICTIONS = {
     "predicted_fixed": ("masks fixed, predicted", ".4g"),
-    "measured_fixed": ("measured", ".4g"),
+    "measured_fixed": ("masks fixed, measured", ".4g"),
     "predicted_redrawn": ("masks redrawn, predicted", ".4g"),
-    "measured_redrawn": ("measured", ".4g"),
+    "measured_redrawn": ("masks redrawn, measured", ".4g"),
     "predicted_p_a": ("p_A, predicted", ".4f"),
-    "measured_p_a": ("measured", ".4f"),
+    "measured_p_a": ("p_A, measured", ".4f"),
 }
