@@ -74,12 +74,11 @@ def figure2() -> Drawing:
 def figure3(results_dir: Path, grid: Grid, settings: Settings) -> list[Drawing]:
     """Margin and score of one example under noise, for each ensemble."""
     drawings = []
-    for one in panels(grid):
+    for one in panels(dataclasses.replace(grid, seeds=grid.seeds[:1])):
         found = {
             cell.ensemble: measured
             for cell in one.cells()
-            if cell.seed == grid.seeds[0]
-            and (measured := margins(results_dir, cell, settings)) is not None
+            if (measured := margins(results_dir, cell, settings)) is not None
         }
         figure = draw_margins(found) if found else None
         (dataset,), (model,), (sigma,) = one.datasets, one.models, one.sigmas
@@ -91,8 +90,8 @@ def figure3(results_dir: Path, grid: Grid, settings: Settings) -> list[Drawing]:
                 f"Test series {index} under {settings.num_draws} noise draws, the same for every "
                 "ensemble. Left: the margin z = c_A - c_B of the mean logits, A the most voted "
                 "class and B the class of the next highest mean logit. Right: c_A. Dashed: "
-                f"means; grey: z = 0. m = {NUM_MASKS}; {settings.epochs} epochs, seed "
-                f"{grid.seeds[0]}. {absent(one.ensembles, found)}",
+                f"means; grey: z = 0. m = {NUM_MASKS}; "
+                f"{described(results_dir, one, settings, what='')}{absent(one.ensembles, found)}",
                 figure,
             )
         )
@@ -145,8 +144,7 @@ def figure4(results_dir: Path, grid: Grid, settings: Settings) -> list[Drawing]:
                         }
                         for panel, lines in curves.items()
                     },
-                    settings,
-                    grid,
+                    described(results_dir, one, settings),
                 )
             )
     return drawings
@@ -172,8 +170,7 @@ def figure5(
                 f"Figure 5: ensemble size, {dataset}, {model}, sigma {sigma:g}",
                 "m masks on one network",
                 curves,
-                settings,
-                grid,
+                described(results_dir, one, settings),
             )
         )
     return drawings
@@ -205,8 +202,7 @@ def figure6(
                 f"m = {NUM_MASKS}, a network for each keep ratio (the share of time steps that a "
                 "mask keeps)",
                 curves,
-                settings,
-                grid,
+                described(results_dir, one, settings),
             )
         )
     return drawings
@@ -249,8 +245,7 @@ def drawing_of_curves(
     title: str,
     what: str,
     curves: Mapping[str, Mapping[str, Curve | None]],
-    settings: Settings,
-    grid: Grid,
+    ending: str,
 ) -> Drawing:
     """Panels side by side, each with its curves; those not measured are named in the caption."""
     measured = {
@@ -264,8 +259,7 @@ def drawing_of_curves(
         if label not in measured[panel]
     ]
     caption = (
-        f"Exact certificates at alpha {ALPHA:g}; an abstention is not correct. {what}; "
-        f"{described(settings, grid)}"
+        f"Exact certificates at alpha {ALPHA:g}; an abstention is not correct. {what}; {ending}"
     )
     if left_out:
         caption += f" Not measured: {', '.join(left_out)}."
@@ -286,4 +280,4 @@ def drawing_of_curves(
 
 def absent(wanted: Sequence[str], found: Mapping[str, object]) -> str:
     left_out = [name for name in wanted if name not in found]
-    return f"Not measured: {', '.join(left_out)}." if left_out else ""
+    return f" Not measured: {', '.join(left_out)}." if left_out else ""

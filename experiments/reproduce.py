@@ -8,6 +8,7 @@ wrote. A killed call, started again, goes on; jobs that failed are tried again.
 """
 
 import dataclasses
+import signal
 from pathlib import Path
 
 import cli
@@ -42,8 +43,11 @@ flags.DEFINE_bool("report", False, "Write everything there is to report.html.")
 flags.DEFINE_bool("compilation_cache", True, "Let the scripts keep compiled programs.")
 FLAGS = flags.FLAGS
 
+LISTED = 20  # jobs named at the end, of those that failed or did not run
+
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how batch systems end a job
     names = check_what()
     settings = check_settings()
     grids = {name: check_grid(name) for name in plan.NAMES}
@@ -117,8 +121,10 @@ def end(todo: list[jobs.Job], results_dir: Path) -> None:
     """
     left = jobs.missing(todo, results_dir)
     for state, ids in left.items():
-        for job_id in ids:
+        for job_id in ids[:LISTED]:
             cli.say(f"{state}: {job_id}")
+        if len(ids) > LISTED:
+            cli.say(f"{state}: {len(ids) - LISTED} more")
     if left["failed"]:
         raise UserError(
             f"{len(left['failed'])} of {len(todo)} jobs failed, {results_dir / 'jobs.csv'} says "

@@ -6,6 +6,7 @@ Only records are read, never logs; radii are computed here from the counts, both
 import csv
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ class Certified:
     labels: np.ndarray  # (N,)
     exact: certificates.Certificates  # valid at ALPHA
     published: certificates.Certificates  # the paper's procedure, not valid
-    source: str  # where the data came from
 
     @property
     def correct(self) -> np.ndarray:
@@ -81,7 +81,6 @@ def certified(
         labels=arrays["labels"],
         exact=certificates.certify_counts(counts, sigma, ALPHA),
         published=certificates.certify_counts_as_published(counts, sigma),
-        source=counted["data"]["source"],
     )
 
 
@@ -90,10 +89,25 @@ def training_seconds(results_dir: Path, cell: Cell) -> float | None:
     return runs.read_training_time(run) if runs.is_finished(run) else None
 
 
-def device(results_dir: Path, cell: Cell) -> str:
-    """What a finished run was trained on."""
-    versions = runs.read_json(results_dir / cell.run / "config.json")["versions"]
-    return f"{versions['device']} ({versions['platform']})"
+def hardware(results_dir: Path, cells: Iterable[Cell]) -> str:
+    """What the runs of the cells were trained on."""
+    versions = [config["versions"] for config in configurations(results_dir, cells)]
+    return ", ".join(sorted({f"{v['device']} ({v['machine']})" for v in versions}))
+
+
+def sources(results_dir: Path, cells: Iterable[Cell]) -> str:
+    """Where the series of the cells came from, in a sentence."""
+    described = [config["data"] for config in configurations(results_dir, cells)]
+    generated = sorted({data["name"] for data in described if data["source"] == "generated"})
+    archive = sorted({data["source"] for data in described} - {"generated"})
+    text = f" Series from {', '.join(archive)}." if archive else ""
+    return text + (f" GENERATED, not the archive's: {', '.join(generated)}." if generated else "")
+
+
+def configurations(results_dir: Path, cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """What the cells' runs that exist were asked for."""
+    files = [results_dir / cell.run / "config.json" for cell in cells]
+    return [runs.read_json(file) for file in files if file.exists()]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ from results import (
     ALPHA,
     attack_rates,
     certified,
-    device,
+    hardware,
     latest,
     margins,
     paper_rows,
     paper_table3,
+    sources,
     training_seconds,
 )
 
@@ -26,6 +28,26 @@ from selfens_jax.errors import UserError
 
 NOT_MEASURED = "not measured"
 NOT_IN_PAPER = "-"
+# Of the records of margins.py: the name of a number, its heading and form.
+PARTS = {
+    "mean_plain": ("mean, series itself", ".3f"),
+    "mean_masked": ("mean, masked", ".3f"),
+    "mean_noisy": ("mean, masked and noised", ".3f"),
+    "clean_variance": ("Sigma_c", ".4g"),
+    "perturbation_variance": ("V_p", ".4g"),
+    "correlation": ("zeta_p", ".3f"),
+    "unmasked_variance": ("V without masks", ".4g"),
+    "shrinkage": ("V_p / V without masks", ".3f"),
+    "keep_squared": ("keep²", ".3f"),
+}
+PREDICTIONS = {
+    "predicted_fixed": ("masks fixed, predicted", ".4g"),
+    "measured_fixed": ("masks fixed, measured", ".4g"),
+    "predicted_redrawn": ("masks redrawn, predicted", ".4g"),
+    "measured_redrawn": ("masks redrawn, measured", ".4g"),
+    "predicted_p_a": ("p_A, predicted", ".4f"),
+    "measured_p_a": ("p_A, measured", ".4f"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,12 +162,12 @@ def difference(ours: Spread | None, paper: float | str) -> float | str | None:
     return None if ours is None else ours.mean - paper
 
 
-def described(settings: Settings, grid: Grid, certified: bool = True) -> str:
-    """The settings that every caption ends with."""
-    seeds = ", ".join(map(str, grid.seeds))
+def described(results_dir: Path, grid: Grid, settings: Settings, what: str | None = None) -> str:
+    """The settings that a caption ends with; `what` was measured, by default of test series."""
     examples = "all" if settings.num_examples is None else str(settings.num_examples)
-    counted = f"; {examples} test series, n = {settings.num_draws}" if certified else ""
-    return f"{settings.epochs} epochs, seeds {seeds}{counted}."
+    what = f"{examples} test series, n = {settings.num_draws}, " if what is None else what
+    seeds = f"seed{'s' * (len(grid.seeds) > 1)} {', '.join(map(str, grid.seeds))}"
+    return f"{what}{settings.epochs} epochs, {seeds}.{sources(results_dir, grid.cells())}"
 
 
 # The tables
@@ -153,21 +175,20 @@ def described(settings: Settings, grid: Grid, certified: bool = True) -> str:
 
 def table1(results_dir: Path, grid: Grid, settings: Settings) -> Table:
     paper = {row["dataset"]: row for row in paper_rows("table1_training_seconds.csv")}
-    rows, devices = [], set()
+    rows = []
     for cells in same_but_seed(grid):
         cell = cells[0]
         ours = over_seeds(cells, lambda c: training_seconds(results_dir, c))
-        if ours is not None:
-            devices |= {device(results_dir, c) for c in cells if training_seconds(results_dir, c)}
-        theirs = float(paper[cell.dataset][cell.ensemble])
+        comparable = cell.model == "inception_time"
+        theirs = float(paper[cell.dataset][cell.ensemble]) if comparable else NOT_IN_PAPER
         rows.append((cell.dataset, cell.model, f"{cell.sigma:g}", cell.ensemble, theirs, ours))
-    where = ", ".join(sorted(devices)) or "nothing yet"
+    where = hardware(results_dir, grid.cells()) or "nothing yet"
     return Table(
         "table1",
         "Table 1: training time",
         "Seconds of training, compilation included, over all parts of a run that was interrupted; "
-        f"ours on {where}, the paper's on an RTX 4090 with InceptionTime and 1000 epochs. Sigma "
-        f"does not change the time. Ours: {described(settings, grid, certified=False)}",
+        "the paper's on an RTX 4090, 1000 epochs. Sigma does not change the time. "
+        f"Ours on {where}: {described(results_dir, grid, settings, what='')}",
         (
             Column("data set"),
             Column("model"),
@@ -225,8 +246,8 @@ def table3(results_dir: Path, grid: Grid, settings: Settings) -> Table:
     rows = []
     for cells in same_but_seed(grid):
         cell = cells[0]
-        found = {c.seed: certified(results_dir, c, settings) for c in cells}
-        found = [one for one in found.values() if one is not None]
+        found = [certified(results_dir, c, settings) for c in cells]
+        found = [one for one in found if one is not None]
         accuracy = Spread.of([one.accuracy for one in found])
         radius = Spread.of([one.published_radius for one in found])
         key = (cell.dataset, cell.sigma, cell.model, cell.ensemble)
@@ -255,8 +276,8 @@ def table3(results_dir: Path, grid: Grid, settings: Settings) -> Table:
         "most voted class and the mean radius over all series, whose radii are not valid "
         f"certificates. Valid: exact certificates at alpha {ALPHA:g}, which may abstain; certified "
         "is the share certified with the right class, ACR counts the others as radius 0. Radii are "
-        f"L2 norms in the units of the series. Several seeds: mean (least..most). "
-        f"{described(settings, grid)}",
+        "L2 norms in the units of the series. Several seeds: mean (least..most). "
+        f"{described(results_dir, grid, settings)}",
         (
             Column("data set"),
             Column("sigma"),
@@ -264,11 +285,11 @@ def table3(results_dir: Path, grid: Grid, settings: Settings) -> Table:
             Column("ensemble"),
             Column("seeds"),
             Column("accuracy, paper (%)", ".1f", 100),
-            Column("ours (%)", ".1f", 100),
-            Column("difference (%)", "+.1f", 100),
+            Column("accuracy, ours (%)", ".1f", 100),
+            Column("difference (points)", "+.1f", 100),
             Column("certified, valid (%)", ".1f", 100),
             Column("radius, paper", ".3f"),
-            Column("ours", ".3f"),
+            Column("radius, ours", ".3f"),
             Column("difference", "+.3f"),
             Column("ACR, valid", ".3f"),
         ),
@@ -289,21 +310,21 @@ def table4(results_dir: Path, grid: Grid, settings: Settings) -> Table:
     rows = []
     for cells in same_but_seed(grid):
         cell = cells[0]
-        columns = {"benign": [benign(c) for c in cells]} if cell == first_of(grid, cell) else {}
-        for name, attacked in {**columns, cell.ensemble: cells}.items():
-            for epsilon in EPSILONS:
-                row = paper.get((cell.dataset, epsilon)) if cell.sigma == 0.4 else None
-                theirs = NOT_IN_PAPER if row is None else float(row[name])
-                ours = over_seeds(attacked, lambda c, epsilon=epsilon: rate(c, epsilon))
-                sigma = f"{attacked[0].sigma:g}"
-                row = (cell.dataset, cell.model, name, sigma, f"{epsilon:g}", theirs, ours)
-                rows.append((*row, difference(ours, theirs)))
+        attacked = {cell.ensemble: cells}
+        if cell == first_of(grid, cell):
+            attacked = {"benign": [benign(c) for c in cells], **attacked}
+        for (name, those), epsilon in itertools.product(attacked.items(), EPSILONS):
+            in_paper = cell.sigma == 0.4 and (cell.dataset, epsilon) in paper
+            theirs = float(paper[cell.dataset, epsilon][name]) if in_paper else NOT_IN_PAPER
+            ours = over_seeds(those, lambda c, epsilon=epsilon: rate(c, epsilon))
+            settled = (cell.dataset, cell.model, name, f"{those[0].sigma:g}", f"{epsilon:g}")
+            rows.append((*settled, theirs, ours, difference(ours, theirs)))
     return Table(
         "table4",
         "Table 4: attack success rate",
         "Share of test series that PGD in an L2 ball of radius epsilon gets misclassified; benign "
         "is the network trained without noise. Epsilon is in the units of the series. "
-        f"{described(settings, grid)}",
+        f"{described(results_dir, grid, settings)}",
         (
             Column("data set"),
             Column("model"),
@@ -312,7 +333,7 @@ def table4(results_dir: Path, grid: Grid, settings: Settings) -> Table:
             Column("epsilon"),
             Column("paper (%)", ".1f", 100),
             Column("ours (%)", ".1f", 100),
-            Column("difference (%)", "+.1f", 100),
+            Column("difference (points)", "+.1f", 100),
         ),
         rows,
     )
@@ -349,9 +370,8 @@ def theory(results_dir: Path, grid: Grid, settings: Settings) -> list[Table]:
                 values = [measured.get(name, NOT_IN_PAPER) for name in PREDICTIONS]
                 predictions.append((*of_cell, str(index), NOT_IN_PAPER, *values))
     which = tuple(map(Column, ("data set", "model", "ensemble", "sigma", "seed", "series")))
-    where = (
-        f"n = {settings.num_draws} draws, {settings.margin_masks} masks, {settings.epochs} epochs."
-    )
+    size = f"n = {settings.num_draws}, {settings.margin_masks} masks, "
+    where = described(results_dir, grid, settings, size)
     return [
         Table(
             "theory",
@@ -379,25 +399,3 @@ def theory(results_dir: Path, grid: Grid, settings: Settings) -> list[Table]:
             parts,
         ),
     ]
-
-
-# Of the records of margins.py: the name of a number, its heading and form.
-PARTS = {
-    "mean_plain": ("mean, series itself", ".3f"),
-    "mean_masked": ("mean, masked", ".3f"),
-    "mean_noisy": ("mean, masked and noised", ".3f"),
-    "clean_variance": ("Sigma_c", ".4g"),
-    "perturbation_variance": ("V_p", ".4g"),
-    "correlation": ("zeta_p", ".3f"),
-    "unmasked_variance": ("V without masks", ".4g"),
-    "shrinkage": ("V_p / V without masks", ".3f"),
-    "keep_squared": ("keep²", ".3f"),
-}
-PREDICTIONS = {
-    "predicted_fixed": ("masks fixed, predicted", ".4g"),
-    "measured_fixed": ("masks fixed, measured", ".4g"),
-    "predicted_redrawn": ("masks redrawn, predicted", ".4g"),
-    "measured_redrawn": ("masks redrawn, measured", ".4g"),
-    "predicted_p_a": ("p_A, predicted", ".4f"),
-    "measured_p_a": ("p_A, measured", ".4f"),
-}

@@ -90,8 +90,7 @@ def train(run: Path, config: training.TrainConfig, dataset: data.Dataset) -> Non
 
     def save_time() -> None:
         if spent is not None:  # else an earlier part left no time, and the total is not known
-            device = jax.devices()[0].device_kind
-            runs.write_training_time(run, spent + time.monotonic() - started, device)
+            runs.write_training_time(run, spent + time.monotonic() - started)
 
     with tqdm(total=config.epochs, initial=done, unit="epoch", desc="training") as bar:
         for latest, rows in training.train(trainer, x, y, states):

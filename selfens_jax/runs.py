@@ -5,7 +5,7 @@
       progress/<epoch>/        resumable training states, until training has finished
       checkpoint/              the final variables, members stacked (orbax)
       history.csv              loss, accuracy and learning rate of every epoch
-      training_time.json       seconds that training took, over all its parts, and the device
+      training_time.json       seconds that training took, over all its parts
       masks-<id>.npz           the masks of a self-ensemble
       votes-<id>.tsv           votes counted so far, one line an example, appended
       counts-<id>.npz          the counts of one finished command
@@ -226,9 +226,9 @@ def read_history(run: Path) -> list[dict[str, float]]:
         ]
 
 
-def write_training_time(run: Path, seconds: float, device: str) -> None:
-    """Records the seconds of training so far; written before the progress that they led to."""
-    write_json(run / "training_time.json", {"seconds": seconds, "device": device})
+def write_training_time(run: Path, seconds: float) -> None:
+    """Records the seconds of training so far; to be written before the progress they led to."""
+    write_json(run / "training_time.json", {"seconds": seconds})
 
 
 def read_training_time(run: Path) -> float | None:
