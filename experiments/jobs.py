@@ -88,8 +88,9 @@ def read(results_dir: Path) -> Outcomes:
         return {}
     try:
         with file.open(newline="") as lines:
-            outcomes = [Outcome(**row) for row in csv.DictReader(lines, strict=True)]
-        whole = all(
+            rows = csv.DictReader(lines, strict=True)
+            outcomes = [Outcome(**row) for row in rows]
+        whole = tuple(rows.fieldnames or ()) == FIELDS and all(
             o.status in (DONE, FAILED, INTERRUPTED)
             and float(o.seconds) >= 0
             and o.message is not None
