@@ -68,7 +68,7 @@ class Column:
     """A column's heading, with its unit, and how its numbers are printed."""
 
     heading: str
-    form: str = ""  # of a number, as in format(); "" for text
+    form: str = ""  # of a number, as in format(); "" for text, which stands to the left
     scale: float = 1.0  # 100 prints a share as a percentage
 
     def text(self, value: "str | float | Spread | None") -> str:
@@ -181,7 +181,7 @@ def table1(results_dir: Path, grid: Grid, settings: Settings) -> Table:
         ours = over_seeds(cells, lambda c: training_seconds(results_dir, c))
         comparable = cell.model == "inception_time"
         theirs = float(paper[cell.dataset][cell.ensemble]) if comparable else NOT_IN_PAPER
-        rows.append((cell.dataset, cell.model, f"{cell.sigma:g}", cell.ensemble, theirs, ours))
+        rows.append((cell.dataset, cell.model, cell.sigma, cell.ensemble, theirs, ours))
     where = hardware(results_dir, grid.cells()) or "nothing yet"
     return Table(
         "table1",
@@ -192,7 +192,7 @@ def table1(results_dir: Path, grid: Grid, settings: Settings) -> Table:
         (
             Column("data set"),
             Column("model"),
-            Column("sigma"),
+            Column("sigma", "g"),
             Column("ensemble"),
             Column("paper (s)", ".1f"),
             Column("ours (s)", ".1f"),
@@ -255,7 +255,7 @@ def table3(results_dir: Path, grid: Grid, settings: Settings) -> Table:
         rows.append(
             (
                 cell.dataset,
-                f"{cell.sigma:g}",
+                cell.sigma,
                 cell.model,
                 cell.ensemble,
                 f"{len(found)}/{len(cells)}",
@@ -280,10 +280,10 @@ def table3(results_dir: Path, grid: Grid, settings: Settings) -> Table:
         f"{described(results_dir, grid, settings)}",
         (
             Column("data set"),
-            Column("sigma"),
+            Column("sigma", "g"),
             Column("model"),
             Column("ensemble"),
-            Column("seeds"),
+            Column("seeds", "s"),
             Column("accuracy, paper (%)", ".1f", 100),
             Column("accuracy, ours (%)", ".1f", 100),
             Column("difference (points)", "+.1f", 100),
@@ -317,7 +317,7 @@ def table4(results_dir: Path, grid: Grid, settings: Settings) -> Table:
             in_paper = cell.sigma == 0.4 and (cell.dataset, epsilon) in paper
             theirs = float(paper[cell.dataset, epsilon][name]) if in_paper else NOT_IN_PAPER
             ours = over_seeds(those, lambda c, epsilon=epsilon: rate(c, epsilon))
-            settled = (cell.dataset, cell.model, name, f"{those[0].sigma:g}", f"{epsilon:g}")
+            settled = (cell.dataset, cell.model, name, those[0].sigma, epsilon)
             rows.append((*settled, theirs, ours, difference(ours, theirs)))
     return Table(
         "table4",
@@ -329,8 +329,8 @@ def table4(results_dir: Path, grid: Grid, settings: Settings) -> Table:
             Column("data set"),
             Column("model"),
             Column("ensemble"),
-            Column("sigma"),
-            Column("epsilon"),
+            Column("sigma", "g"),
+            Column("epsilon", "g"),
             Column("paper (%)", ".1f", 100),
             Column("ours (%)", ".1f", 100),
             Column("difference (points)", "+.1f", 100),
@@ -349,27 +349,30 @@ def theory(results_dir: Path, grid: Grid, settings: Settings) -> list[Table]:
     """Lemma 4.2 and Theorem 4.3 against what was measured; see selfens_jax/margins.py."""
     parts, predictions = [], []
     for cell in grid.cells():
-        of_cell = (cell.dataset, cell.model, cell.ensemble, f"{cell.sigma:g}", str(cell.seed))
+        of_cell = (cell.dataset, cell.model, cell.ensemble, cell.sigma, cell.seed)
         drawn = margins(results_dir, cell, settings)
         if drawn is None:
             predictions.append((*of_cell, NOT_MEASURED, "", *[None] * len(PREDICTIONS)))
             parts += [(*of_cell, NOT_MEASURED, *[None] * len(PARTS))] if cell.masked else []
         elif cell.masked:
             for example in drawn.checks:
-                head = (*of_cell, str(example["index"]))
+                head = (*of_cell, example["index"])
                 shrinkage = example["perturbation_variance"] / example["unmasked_variance"]
                 values = example | {"shrinkage": shrinkage, "keep_squared": cell.keep**2}
                 parts.append((*head, *[values[name] for name in PARTS]))
                 for row in example["ensembles"]:
                     values = [row[name] for name in PREDICTIONS]
-                    predictions.append((*head, str(row["num_masks"]), *values))
+                    predictions.append((*head, row["num_masks"], *values))
         else:
             for index, margin, p_a in zip(drawn.indices, drawn.margin, drawn.p_a, strict=True):
                 variance = float(margin.var(ddof=1))
                 measured = {"measured_fixed": variance, "measured_p_a": float(p_a)}
                 values = [measured.get(name, NOT_IN_PAPER) for name in PREDICTIONS]
-                predictions.append((*of_cell, str(index), NOT_IN_PAPER, *values))
-    which = tuple(map(Column, ("data set", "model", "ensemble", "sigma", "seed", "series")))
+                predictions.append((*of_cell, int(index), NOT_IN_PAPER, *values))
+    which = (
+        *map(Column, ("data set", "model", "ensemble")),
+        *(Column(heading, "g") for heading in ("sigma", "seed", "series")),
+    )
     size = f"n = {settings.num_draws}, {settings.margin_masks} masks, "
     where = described(results_dir, grid, settings, size)
     return [
@@ -383,7 +386,7 @@ def theory(results_dir: Path, grid: Grid, settings: Settings) -> list[Table]:
             "Eqs. 22 and 24, masks redrawn. single has no masks to predict from. " + where,
             (
                 *which,
-                Column("m"),
+                Column("m", "g"),
                 *(Column(heading, form) for heading, form in PREDICTIONS.values()),
             ),
             predictions,

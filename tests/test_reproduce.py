@@ -479,11 +479,6 @@ def test_from_nothing_to_a_table_a_figure_and_the_theory_check(tmp_path):
     assert (tmp_path / "results/figures/figure3-CBF-lstm_fcn-sigma0.4.png").exists()
     assert (tmp_path / "results/report.html").exists()
 
-    again = call(tmp_path, "--what=table1,table3,figure3,theory", *TINY)
-    assert "3 jobs, of which 3 are done" in again.stderr
-    other = call(tmp_path, "--what=table3", *TINY, "--epochs=5", status=1)
-    assert "holds results of other settings: epochs is 2, not 5" in other.stderr
-
 
 REFUSED = [
     ([], "--what is empty"),
@@ -500,6 +495,8 @@ REFUSED = [
     (["--what=table3", "--num_examples=0"], "--num_examples must be at least 1"),
     (["--what=table3", "--time_limit=0"], "--time_limit must be more than 0"),
     (["--what=table3", "--data_dir=nowhere"], "--data_dir: 'nowhere' is not a folder"),
+    (["--what=table2", "--results_dir=old"], "old holds results of other settings: epochs is 3"),
+    (["--report", "--merge=old"], "old holds results of other settings: epochs is 3, not 1000"),
     (["--merge=nowhere"], "--merge: 'nowhere' is not another results directory"),
 ]
 TRY_ALL = """
@@ -520,6 +517,7 @@ for arguments in json.loads(sys.argv[1]):
 
 
 def test_bad_flags_are_refused_before_anything_is_written(tmp_path):
+    runs.write_json(tmp_path / "old" / "settings.json", dataclasses.asdict(SETTINGS))
     done = subprocess.run(
         [sys.executable, "-c", TRY_ALL, json.dumps([arguments for arguments, _ in REFUSED])],
         cwd=tmp_path,
@@ -532,7 +530,7 @@ def test_bad_flags_are_refused_before_anything_is_written(tmp_path):
     assert len(lines) == len(REFUSED), done.stderr
     for line, (_, says) in zip(lines, REFUSED, strict=True):
         assert says in line
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*")] == ["old", "settings.json"]
     refused = call(tmp_path, "--what=table5", status=1)
     assert refused.stderr.startswith("error: --what: unknown 'table5'")
     assert len(refused.stderr.splitlines()) == 1
