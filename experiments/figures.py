@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plan import ENSEMBLE_SIZES, NUM_MASKS, Cell, Grid, Settings
+from plan import NUM_MASKS, Cell, Grid, Settings
 from results import ALPHA, Margins, certified, margins
 from scipy import stats
 from tables import NOT_MEASURED, described
@@ -89,8 +89,8 @@ def figure3(results_dir: Path, grid: Grid, settings: Settings) -> list[Drawing]:
                 f"Figure 3: margin and score, {dataset}, {model}, sigma {sigma:g}",
                 f"Test series {index} under {settings.num_draws} noise draws, the same for every "
                 "ensemble. Left: the margin z = c_A - c_B of the mean logits, A the most voted "
-                "class and B the class of the next highest mean logit. Right: c_A. Dashed: "
-                f"means; grey: z = 0. m = {NUM_MASKS}; "
+                "class of that ensemble and B the class of the next highest mean logit. Right: "
+                f"c_A. Dashed: means; grey: z = 0. m = {NUM_MASKS}; "
                 f"{described(results_dir, one, settings, what='')}{absent(one.ensembles, found)}",
                 figure,
             )
@@ -126,24 +126,18 @@ def figure4(results_dir: Path, grid: Grid, settings: Settings) -> list[Drawing]:
         for model in grid.models:
             one = dataclasses.replace(grid, datasets=(dataset,), models=(model,))
             curves = {
-                f"sigma {sigma:g}": {
-                    ensemble: [c for c in one.cells() if (c.sigma, c.ensemble) == (sigma, ensemble)]
+                f"sigma {of_sigma.sigmas[0]:g}": {
+                    ensemble: pooled(results_dir, cells_of(of_sigma, ensemble), settings)
                     for ensemble in grid.ensembles
                 }
-                for sigma in grid.sigmas
+                for of_sigma in panels(one)
             }
             drawings.append(
                 drawing_of_curves(
                     f"figure4-{dataset}-{model}",
                     f"Figure 4: certified accuracy for several sigma, {dataset}, {model}",
                     f"m = {NUM_MASKS}",
-                    {
-                        panel: {
-                            label: pooled(results_dir, cells, settings)
-                            for label, cells in lines.items()
-                        }
-                        for panel, lines in curves.items()
-                    },
+                    curves,
                     described(results_dir, one, settings),
                 )
             )
@@ -151,7 +145,7 @@ def figure4(results_dir: Path, grid: Grid, settings: Settings) -> list[Drawing]:
 
 
 def figure5(
-    results_dir: Path, grid: Grid, settings: Settings, sizes: Sequence[int] = ENSEMBLE_SIZES
+    results_dir: Path, grid: Grid, settings: Settings, sizes: Sequence[int]
 ) -> list[Drawing]:
     """Certified accuracy against radius for several ensemble sizes, a panel for each ensemble."""
     drawings = []
@@ -231,10 +225,9 @@ def cells_of(grid: Grid, ensemble: str) -> list[Cell]:
 def pooled(
     results_dir: Path, cells: Sequence[Cell], settings: Settings, num_masks: int = NUM_MASKS
 ) -> Curve | None:
-    """Radius and correctness of the examples of several seeds together; None if none was run."""
+    """Radius and correctness of the examples of all seeds together; None unless all were run."""
     found = [certified(results_dir, cell, settings, num_masks) for cell in cells]
-    found = [one for one in found if one is not None]
-    if not found:
+    if None in found:
         return None
     radius = np.concatenate([one.exact.radius for one in found])
     return radius, np.concatenate([one.correct for one in found])

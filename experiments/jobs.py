@@ -182,10 +182,10 @@ def run(
         process.wait(time_limit)
     except subprocess.TimeoutExpired:
         stopped = True
-        end(process)
+        interrupt(process)
     except KeyboardInterrupt:
         stopped = interrupted = True
-        end(process)
+        interrupt(process)
     reader.join()
     if process.returncode == 0:
         status, message = DONE, ""
@@ -207,7 +207,7 @@ def run(
     ), interrupted
 
 
-def end(process: subprocess.Popen) -> None:
+def interrupt(process: subprocess.Popen) -> None:
     """Interrupts a script, which then writes down what it did; kills it if it does not end."""
     process.send_signal(signal.SIGINT)
     try:

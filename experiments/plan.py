@@ -192,7 +192,7 @@ def jobs_of(name: str, grid: Grid, settings: Settings, profile: str) -> Iterator
                 yield attack(attacked, settings)
 
 
-def plan(grids: dict[str, Grid], settings: Settings, profile: str) -> list[Job]:
+def all_jobs(grids: dict[str, Grid], settings: Settings, profile: str) -> list[Job]:
     """The jobs of several tables and figures, without repetition."""
     jobs = (job for name, grid in grids.items() for job in jobs_of(name, grid, settings, profile))
     return list({job.id: job for job in jobs}.values())

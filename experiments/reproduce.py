@@ -69,7 +69,7 @@ def main() -> None:
 
     if FLAGS.merge is not None:
         jobs.merge(results_dir, Path(FLAGS.merge))
-    todo = plan.plan({name: grids[name] for name in names}, settings, FLAGS.profile)
+    todo = plan.all_jobs({name: grids[name] for name in names}, settings, FLAGS.profile)
     if todo:
         limit = None if FLAGS.time_limit is None else 60 * FLAGS.time_limit
         common = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir is not None else []
@@ -83,7 +83,7 @@ def main() -> None:
     if FLAGS.report:
         file = report.write(results_dir, [item for items in made.values() for item in items])
         print(f"written to {file}")
-    end(todo, results_dir)
+    say_what_is_left(todo, results_dir)
 
 
 def make(
@@ -113,7 +113,7 @@ def make(
     return made
 
 
-def end(todo: list[jobs.Job], results_dir: Path) -> None:
+def say_what_is_left(todo: list[jobs.Job], results_dir: Path) -> None:
     """Says what is still to be done.
 
     Raises:

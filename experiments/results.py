@@ -67,15 +67,19 @@ def certified(
     found = []
     for file in (results_dir / cell.run).glob("counts-*.npz"):
         arrays = runs.read_npz(file, ["indices", "counts", "labels", "settings"])
-        counted = json.loads(str(arrays["settings"]))
-        chosen = runs.evenly_spaced(settings.num_examples, counted["data"]["num_test"])
+        try:
+            counted = json.loads(str(arrays["settings"]))
+            num_test, sigma = int(counted["data"]["num_test"]), float(counted["sigma"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file} is damaged or was not written by certify.py") from None
+        chosen = runs.evenly_spaced(settings.num_examples, num_test)
         if not runs.differences(counted, wanted) and np.array_equal(arrays["indices"], chosen):
-            found.append((file.stat().st_mtime, file.name, arrays, counted))
+            found.append((file.stat().st_mtime, file.name, arrays, sigma))
     if not found:
         return None
     # Counted on another platform or version, a run has several: the last is what ours are.
-    *_, arrays, counted = max(found, key=lambda of: of[:2])
-    counts, sigma = arrays["counts"], counted["sigma"]
+    *_, arrays, sigma = max(found, key=lambda of: of[:2])
+    counts = arrays["counts"]
     return Certified(
         counts=counts,
         labels=arrays["labels"],

@@ -324,6 +324,7 @@ def table4(results_dir: Path, grid: Grid, settings: Settings) -> Table:
         "Table 4: attack success rate",
         "Share of test series that PGD in an L2 ball of radius epsilon gets misclassified; benign "
         "is the network trained without noise. Epsilon is in the units of the series. "
+        f"attack.py with {' '.join(settings.attack) or 'its defaults'}; "
         f"{described(results_dir, grid, settings)}",
         (
             Column("data set"),

@@ -35,7 +35,7 @@ GRID = plan.Grid(datasets=("CBF",), ensembles=("single", "mc"))
 
 def ids(*names, grids=plan.GRIDS, profile="paper"):
     chosen = {name: grids[name] for name in names}
-    return [job.id for job in plan.plan(chosen, plan.PROFILES[profile], profile)]
+    return [job.id for job in plan.all_jobs(chosen, plan.PROFILES[profile], profile)]
 
 
 def test_table3_is_every_run_and_its_certification():
@@ -45,13 +45,15 @@ def test_table3_is_every_run_and_its_certification():
 
 
 def test_jobs_come_after_what_they_need_and_once():
-    planned = plan.plan(plan.GRIDS, plan.PROFILES["paper"], "paper")
+    planned = plan.all_jobs(plan.GRIDS, plan.PROFILES["paper"], "paper")
     seen = set()
     for job in planned:
         assert job.id not in seen
         assert not job.needs or job.needs in seen
         seen.add(job.id)
     assert len(ids("table3", "figure4", "table1")) == len(ids("table3"))
+    trainings = sum(job.script == "train" for job in planned)
+    assert f"is {trainings} trainings of" in (ROOT / "README.md").read_text()
 
 
 def test_other_keep_ratios_have_folders_of_their_own():
@@ -60,8 +62,7 @@ def test_other_keep_ratios_have_folders_of_their_own():
     assert "train runs/CricketX/inception_time/mb/sigma=0.4/seed=0" in planned  # keep 0.9
     assert "train runs/CricketX/inception_time/single/sigma=0.4/seed=0" in planned
     assert len(planned) == 1 + 2 * len(plan.KEEPS)
-    (job,) = plan.plan({"table1": dataclasses.replace(GRID, ensembles=("mc",))}, SETTINGS, "paper")
-    assert not any("keep" in argument for argument in job.arguments)
+    assert not any("keep" in argument for argument in plan.train(CELL, SETTINGS).arguments)
     half = plan.train(dataclasses.replace(CELL, keep=0.5), SETTINGS)
     assert "--keep=0.5" in half.arguments
 
@@ -125,7 +126,7 @@ def grid_of(*ensembles):
 
 
 def run_all(results_dir, *ensembles, time_limit=None):
-    todo = plan.plan(grid_of(*ensembles), SETTINGS, "paper")
+    todo = plan.all_jobs(grid_of(*ensembles), SETTINGS, "paper")
     jobs.run_all(todo, results_dir, [], time_limit)
     return todo, jobs.read(results_dir)
 
@@ -324,6 +325,11 @@ def test_results_of_other_settings_are_not_shown(tmp_path, settings):
     assert results.certified(tmp_path, CELL, settings) is None
     assert results.certified(tmp_path, CELL, SETTINGS, num_masks=2) is None
     assert results.certified(tmp_path, dataclasses.replace(CELL, keep=0.5), SETTINGS) is None
+    with np.load(tmp_path / CELL.run / "counts-1.npz") as file:
+        arrays = {**file, "settings": np.array("{}")}
+    runs.write_npz(tmp_path / CELL.run / "counts-1.npz", **arrays)
+    with pytest.raises(UserError, match="is damaged"):
+        results.certified(tmp_path, CELL, SETTINGS)
 
 
 def test_table2_is_counted_in_the_data(tmp_path):
@@ -402,7 +408,7 @@ def test_the_report_needs_nothing_but_itself(tmp_path):
     items = [
         tables.table3(tmp_path, GRID, SETTINGS),
         *figures.figure4(tmp_path, GRID, SETTINGS),
-        *figures.figure5(tmp_path / "empty", GRID, SETTINGS),
+        *figures.figure5(tmp_path / "empty", GRID, SETTINGS, (1, 5)),
     ]
     page = report.write(tmp_path, items).read_text()
     references = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>\s]{0,30})""", page)
