@@ -4,6 +4,7 @@ How each job ended is a line of <results_dir>/jobs.csv, which is rewritten whole
 What a job makes, and how it goes on after a kill, is its script's business.
 """
 
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -222,8 +223,9 @@ def interrupt(process: subprocess.Popen) -> None:
 def pass_through(pipe: BinaryIO, said: bytearray) -> None:
     """Copies what a script says to standard error, and keeps the end of it in `said`."""
     while chunk := os.read(pipe.fileno(), 4096):
-        sys.stderr.write(chunk.decode(errors="replace"))
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # nobody reads it any more; the script must go on
+            sys.stderr.buffer.write(chunk)
+            sys.stderr.flush()
         said += chunk
         del said[:-65536]
     pipe.close()

@@ -108,7 +108,6 @@ def draw_parts(
     model, variables, length = predict.model, predict.variables, x.shape[1]
     key = stream(config["seed"] if FLAGS.mask_seed is None else FLAGS.mask_seed, "masks")
     chosen = masks.draw(config["ensemble"], key, FLAGS.num_random_masks, length, config["keep"])
-
     without_noise = jax.jit(smoothing.mean_logits)
 
     def under(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -130,11 +129,11 @@ def check(
 
     Args: one example's of what `draw_parts` returns.
     """
-    top, second = margins.top_two(noisy_masked.mean(axis=1))
+    half = len(noisy) // 2
+    top, second = margins.top_two(noisy_masked[:half].mean(axis=1))
     b = second - (second > top)  # the place of B among the other classes
     z_noisy, z_masked = margins.of_class(noisy, top), margins.of_class(noisy_masked, top)
     z_clean, z_clean_masked = margins.of_class(clean, top), margins.of_class(clean_masked, top)
-    half = len(noisy) // 2
     estimated = margins.components(z_masked[:half], z_clean_masked)
     ensembles = []
     for m in ENSEMBLE_SIZES:

@@ -80,6 +80,10 @@ class Column:
             return f"{self.text(value.mean)} ({self.text(value.low)}..{self.text(value.high)})"
         return value if isinstance(value, str) else format(self.scale * value, self.form)
 
+    def in_full(self, value: str | float | None) -> str:
+        """For a CSV: not rounded to what a page has room for."""
+        return dataclasses.replace(self, form=".10g").text(value)
+
 
 @dataclasses.dataclass(frozen=True)
 class Table:
@@ -131,14 +135,7 @@ class Table:
                 values = [value] * (3 if wide else 1)
                 if isinstance(value, Spread):
                     values = [value.mean, value.low, value.high]
-                cells += [
-                    NOT_MEASURED
-                    if v is None
-                    else v
-                    if isinstance(v, str)
-                    else f"{column.scale * v:.10g}"
-                    for v in values
-                ]
+                cells += map(column.in_full, values)
             writer.writerow(cells)
         return text.getvalue().encode()
 
@@ -353,8 +350,9 @@ def theory(results_dir: Path, grid: Grid, settings: Settings) -> list[Table]:
         of_cell = (cell.dataset, cell.model, cell.ensemble, cell.sigma, cell.seed)
         drawn = margins(results_dir, cell, settings)
         if drawn is None:
-            predictions.append((*of_cell, NOT_MEASURED, "", *[None] * len(PREDICTIONS)))
-            parts += [(*of_cell, NOT_MEASURED, *[None] * len(PARTS))] if cell.masked else []
+            predictions.append((*of_cell, None, None, *[None] * len(PREDICTIONS)))
+            if cell.masked:
+                parts.append((*of_cell, None, *[None] * len(PARTS)))
         elif cell.masked:
             for example in drawn.checks:
                 head = (*of_cell, example["index"])

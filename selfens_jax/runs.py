@@ -11,6 +11,7 @@
       counts-<id>.npz          the counts of one finished command
       certificates-<id>.tsv    its certificates, with a .json that says what they rest on
       certificates-<id>.png    its certified-accuracy curve
+      margins-<id>.npz, .json  logits of a few series under noise, and the theory check on them
 
 Files appear whole or not at all, except the votes, whose last line may be torn and is dropped.
 Nothing here is ever unpickled.
