@@ -6,12 +6,12 @@
       checkpoint/              the final variables, members stacked (orbax)
       history.csv              loss, accuracy and learning rate of every epoch
       training_time.json       seconds that training took, over all its parts
+      margins-<id>.npz, .json  logits of a few series under noise, and the theory check on them
       masks-<id>.npz           the masks of a self-ensemble
       votes-<id>.tsv           votes counted so far, one line an example, appended
       counts-<id>.npz          the counts of one finished command
       certificates-<id>.tsv    its certificates, with a .json that says what they rest on
       certificates-<id>.png    its certified-accuracy curve
-      margins-<id>.npz, .json  logits of a few series under noise, and the theory check on them
 
 Files appear whole or not at all, except the votes, whose last line may be torn and is dropped.
 Nothing here is ever unpickled.
