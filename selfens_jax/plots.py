@@ -73,7 +73,7 @@ def png(figure: "Figure", title: str, note: str = "") -> bytes:
     """The figure as a PNG, with `note` in small print below it and both texts in its metadata."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    _add_note(figure, note)
+    _set_note(figure, note)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Title": title, "Description": note})
     return buffer.getvalue()
@@ -84,7 +84,7 @@ def svg(figure: "Figure", title: str, note: str = "") -> bytes:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
-    _add_note(figure, note)
+    _set_note(figure, note)
     buffer = io.BytesIO()
     metadata = {"Title": title, "Description": note, "Date": None}
     with matplotlib.rc_context({"svg.hashsalt": title}):
@@ -92,6 +92,6 @@ def svg(figure: "Figure", title: str, note: str = "") -> bytes:
     return buffer.getvalue()
 
 
-def _add_note(figure: "Figure", note: str) -> None:
-    if note:
-        figure.supxlabel(note, fontsize=7, color="0.35")
+def _set_note(figure: "Figure", note: str) -> None:
+    # An empty one too: a figure that is drawn again may have another.
+    figure.supxlabel(note, fontsize=7, color="0.35")
