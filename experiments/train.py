@@ -79,13 +79,19 @@ def train(run: Path, config: training.TrainConfig, dataset: data.Dataset) -> Non
     x, y = dataset.x_train, dataset.y_train
     trainer = training.Trainer(model, config, len(x))
     states = training.init_states(trainer, x)
-    done, history = 0, []
+    done, history, spent = 0, [], 0.0
     saved = runs.load_progress(run, states)
     if saved is not None:
         done, states, history = saved
+        spent = runs.read_training_time(run)
         cli.say(f"going on after epoch {done}")
 
     started = last_save = time.monotonic()
+
+    def save_time() -> None:
+        if spent is not None:  # else an earlier part left no time, and the total is not known
+            runs.write_training_time(run, spent + time.monotonic() - started)
+
     with tqdm(total=config.epochs, initial=done, unit="epoch", desc="training") as bar:
         for latest, rows in training.train(trainer, x, y, states):
             states = latest
@@ -94,15 +100,18 @@ def train(run: Path, config: training.TrainConfig, dataset: data.Dataset) -> Non
             bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}", accuracy=f"{rows[-1]['accuracy']:.3f}")
             bar.update(done - bar.n)
             if time.monotonic() - last_save > FLAGS.checkpoint_every:
+                save_time()
                 runs.save_progress(run, done, states, history)
                 last_save = time.monotonic()
+    save_time()
     if saved is None or saved[0] < config.epochs:
         runs.save_progress(run, done, states, history)
     variables = models.stack(training.finish(trainer, x, states))
+    save_time()
     runs.finish(run, variables, history)
 
     last = [row for row in history if row["epoch"] == config.epochs]
-    seconds = time.monotonic() - started
+    seconds = (spent or 0.0) + time.monotonic() - started
     cli.say(
         f"trained in {seconds:.1f} s on {jax.devices()[0].device_kind}: final training loss "
         f"{sum(row['loss'] for row in last) / len(last):.4f}, accuracy "

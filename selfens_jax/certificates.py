@@ -160,7 +160,7 @@ def certify_counts_as_published(counts, sigma: float) -> Certificates:
     """
     counts, sigma = check_counts(counts), check_sigma(sigma)
     p_a, p_b = _top_two(counts, *sison_glaz_intervals(counts, PAPER_ALPHA, as_in_r=True))
-    squared = _renyi_squared(PAPER_ORDERS, p_a[..., None], p_b[..., None]).max(axis=-1)
+    squared = renyi_squared(PAPER_ORDERS, p_a[..., None], p_b[..., None]).max(axis=-1)
     return Certificates(
         prediction=np.asarray(counts.argmax(axis=-1)),
         radius=np.asarray(sigma * np.sqrt(squared)),
@@ -298,20 +298,22 @@ def renyi_radius(p_a, p_b, sigma: float) -> np.ndarray:
 
 def _best_renyi_squared(p_a: float, p_b: float) -> float:
     log_orders = np.linspace(-20, 10, 121)  # of order - 1; the supremum may be the limit at order 1
-    on_grid = _renyi_squared(1 + np.exp(log_orders), p_a, p_b)
+    on_grid = renyi_squared(1 + np.exp(log_orders), p_a, p_b)
     best = int(np.argmax(on_grid))
     if np.isinf(on_grid[best]):
         return math.inf
     bracket = log_orders[max(best - 1, 0)], log_orders[min(best + 1, len(log_orders) - 1)]
     refined = optimize.minimize_scalar(
-        lambda t: -_renyi_squared(1 + np.exp(t), p_a, p_b), bounds=bracket, method="bounded"
+        lambda t: -renyi_squared(1 + np.exp(t), p_a, p_b), bounds=bracket, method="bounded"
     )
-    on_paper_grid = _renyi_squared(PAPER_ORDERS, p_a, p_b).max()
+    on_paper_grid = renyi_squared(PAPER_ORDERS, p_a, p_b).max()
     return max(-refined.fun, on_grid[best], on_paper_grid)
 
 
-def _renyi_squared(order, p_a, p_b) -> np.ndarray:
+def renyi_squared(order, p_a, p_b) -> np.ndarray:
     """(L / sigma)^2 of Eq. (6) at one order, -2/order log(1 - 2 M_1 + 2 M_{1-order}), rounded down.
+
+    order: of the Renyi divergence, above 1; p_a, p_b: probabilities, which broadcast with it.
 
     The bracket has derivatives (M/p)^order - 1 in p = p_A and p = p_B, and p_B <= M <= p_A: it
     falls in p_A and rises in p_B, so a lower bound of p_A and an upper one of p_B are safe.

@@ -5,6 +5,8 @@
       progress/<epoch>/        resumable training states, until training has finished
       checkpoint/              the final variables, members stacked (orbax)
       history.csv              loss, accuracy and learning rate of every epoch
+      training_time.json       seconds that training took, over all its parts
+      margins-<id>.npz, .json  logits of a few series under noise, and the theory check on them
       masks-<id>.npz           the masks of a self-ensemble
       votes-<id>.tsv           votes counted so far, one line an example, appended; with several
                                processes one file for each
@@ -228,6 +230,17 @@ def read_history(run: Path) -> list[dict[str, float]]:
             }
             for row in csv.DictReader(file)
         ]
+
+
+def write_training_time(run: Path, seconds: float) -> None:
+    """Records the seconds of training so far; to be written before the progress they led to."""
+    write_json(run / "training_time.json", {"seconds": seconds})
+
+
+def read_training_time(run: Path) -> float | None:
+    """Seconds of training, over all parts of one that was killed; None if they were not kept."""
+    file = run / "training_time.json"
+    return float(read_json(file)["seconds"]) if file.exists() else None
 
 
 def _epochs(run: Path) -> list[int]:

@@ -18,6 +18,18 @@ def test_the_curve_is_a_png_that_depends_on_the_certificates():
     assert not np.array_equal(picture, imread(io.BytesIO(other)))
 
 
+def test_the_same_figure_is_the_same_svg():
+    def drawn(radius: float) -> bytes:
+        figure = plots.new_figure(4, 3)
+        curves = {"a": (np.array([radius, 0.2]), np.array([True, True]))}
+        plots.draw_certified_accuracy(figure.subplots(), curves)
+        return plots.svg(figure, "title", note="note")
+
+    assert b"<svg" in drawn(0.5)
+    assert drawn(0.5) == drawn(0.5)
+    assert drawn(0.5) != drawn(0.7)
+
+
 def test_curves_without_any_certificate_or_with_infinite_radii_can_be_drawn():
     nothing = (np.zeros(2), np.array([False, False]))
     infinite = (np.array([np.inf, 1.0]), np.array([True, True]))

@@ -13,6 +13,8 @@ import time
 import numpy as np
 import pytest
 
+from selfens_jax import runs
+
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ("--model=lstm_fcn", "--sigma=0.5", "--epochs=4")
 CERTIFY = ("--model=lstm_fcn", "--sigma=0.5", "--num_draws=120", "--num_masks=3")
@@ -186,8 +188,10 @@ def test_killed_training_goes_on_to_the_same_parameters(tmp_path):
                 for p in (tmp_path / RUN / "progress").glob("*")
             ),
         )
+    runs.write_training_time(tmp_path / RUN, 1000.0)
     done = call(tmp_path, "train", *arguments)
     assert "going on after epoch" in done.stderr
+    assert 1000 < runs.read_training_time(tmp_path / RUN) < 2000  # a sum over all parts
     whole = tmp_path / "whole" / RUN.relative_to("runs")
     assert (whole / "history.csv").read_text() == (tmp_path / RUN / "history.csv").read_text()
     digests = [weights_digest(tmp_path, run) for run in (whole, tmp_path / RUN)]

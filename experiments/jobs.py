@@ -1,0 +1,324 @@
+"""Jobs: command lines of the other scripts, run one after another, that survive being killed.
+
+How each job ended is a line of <results_dir>/jobs.csv, which is rewritten whole after every job.
+What a job makes, and how it goes on after a kill, is its script's business.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import datetime
+import filecmp
+import io
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import cli
+
+from selfens_jax import runs
+from selfens_jax.errors import UserError
+
+CHECKOUT = Path(__file__).parents[1]
+DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
+GRACE = 60.0  # seconds that an interrupted script has to write down what it did
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One command line: python experiments/<script>.py <arguments> --runs_dir=<results>/<runs>.
+
+    run: the run directory that it writes into, below the results directory.
+    needs: the id of the job that must be done before; "" if none.
+    variant: tells the jobs of one script and run apart.
+    """
+
+    script: str
+    run: str
+    arguments: tuple[str, ...]
+    needs: str = ""
+    variant: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.script} {self.run} {self.variant}".strip()
+
+    def command(self, results_dir: Path, common: Sequence[str]) -> list[str]:
+        """The command line after `python`, relative to the checkout."""
+        runs_dir = f"--runs_dir={results_dir / self.run.split('/')[0]}"
+        return [f"experiments/{self.script}.py", *self.arguments, runs_dir, *common]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A line of jobs.csv: how a job ended, where and when. All text, as in the file."""
+
+    id: str
+    needs: str
+    run: str
+    command: str
+    status: str
+    seconds: str
+    date: str
+    host: str
+    device: str
+    message: str
+
+
+Outcomes = dict[str, Outcome]  # by the job's id
+FIELDS = tuple(field.name for field in dataclasses.fields(Outcome))
+
+
+def read(results_dir: Path) -> Outcomes:
+    """How the jobs ended so far.
+
+    Raises:
+      UserError: if jobs.csv is damaged.
+    """
+    file = results_dir / "jobs.csv"
+    if not file.exists():
+        return {}
+    try:
+        with file.open(newline="") as lines:
+            rows = csv.DictReader(lines, strict=True)
+            outcomes = [Outcome(**row) for row in rows]
+        whole = tuple(rows.fieldnames or ()) == FIELDS and all(
+            o.status in (DONE, FAILED, INTERRUPTED)
+            and float(o.seconds) >= 0
+            and o.message is not None
+            and not Path(o.run).is_absolute()
+            and ".." not in Path(o.run).parts
+            for o in outcomes
+        )
+    except (TypeError, ValueError, csv.Error):
+        whole = False
+    if not whole:
+        raise UserError(f"{file} is damaged; move it away: finished work is found again")
+    return {outcome.id: outcome for outcome in outcomes}
+
+
+def write(results_dir: Path, outcomes: Iterable[Outcome]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(outcome) for outcome in outcomes)
+    runs.write_bytes(results_dir / "jobs.csv", text.getvalue().encode())
+
+
+def is_done(job_id: str, outcomes: Outcomes, results_dir: Path) -> bool:
+    """Whether the job was done and its run directory is still there."""
+    outcome = outcomes.get(job_id)
+    return outcome is not None and outcome.status == DONE and (results_dir / outcome.run).is_dir()
+
+
+# Running
+
+
+def run_all(
+    plan: Sequence[Job], results_dir: Path, common: Sequence[str], time_limit: float | None
+) -> None:
+    """Runs what is not done, in order. A job that fails stops only those that need it.
+
+    Args:
+      common: flags that every script is given.
+      time_limit: seconds after which the running job is interrupted and no other is started.
+
+    Raises:
+      KeyboardInterrupt: once the running job has been interrupted too and recorded.
+    """
+    began = time.monotonic()
+    deadline = None if time_limit is None else began + time_limit
+    outcomes = read(results_dir)
+    todo = [job for job in plan if not is_done(job.id, outcomes, results_dir)]
+    done = len(plan) - len(todo)
+    cli.say(f"{len(plan)} jobs, of which {done} are done")
+    device = device_kind() if todo else ""
+    for place, job in enumerate(todo):
+        if job.needs and not is_done(job.needs, outcomes, results_dir):
+            continue
+        remaining = None if deadline is None else deadline - time.monotonic()
+        if remaining is not None and remaining <= 0:
+            cli.say("the time limit is reached; the same command goes on from here")
+            return
+        cli.say(
+            f"[{done + place + 1}/{len(plan)}] {job.id} "
+            f"({clock(time.monotonic() - began)} spent, {time_left(todo[place:], outcomes)})"
+        )
+        outcome, interrupted = run(job, results_dir, common, device, remaining)
+        outcomes[job.id] = outcome
+        write(results_dir, outcomes.values())
+        if outcome.status == FAILED:
+            cli.say(f"failed: {outcome.message}")
+        if interrupted:
+            raise KeyboardInterrupt
+
+
+def run(
+    job: Job, results_dir: Path, common: Sequence[str], device: str, time_limit: float | None
+) -> tuple[Outcome, bool]:
+    """Runs one job; how it ended, and whether this process was interrupted meanwhile."""
+    command = job.command(results_dir, common)
+    began, date = time.monotonic(), datetime.datetime.now().astimezone()
+    # In a session of its own, so that an interrupt from the keyboard reaches it once, from here.
+    process = subprocess.Popen(
+        [sys.executable, str(CHECKOUT / command[0]), *command[1:]],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    said = bytearray()
+    reader = threading.Thread(target=pass_through, args=(process.stderr, said))
+    reader.start()
+    stopped = interrupted = False
+    try:
+        process.wait(time_limit)
+    except subprocess.TimeoutExpired:
+        stopped = True
+        interrupt(process)
+    except KeyboardInterrupt:
+        stopped = interrupted = True
+        interrupt(process)
+    reader.join()
+    if process.returncode == 0:
+        status, message = DONE, ""
+    elif stopped:
+        status, message = INTERRUPTED, "goes on with the next call"
+    else:
+        status, message = FAILED, error_line(said.decode(errors="replace"), process.returncode)
+    return Outcome(
+        id=job.id,
+        needs=job.needs,
+        run=job.run,
+        command=" ".join(["python", *command]),
+        status=status,
+        seconds=f"{time.monotonic() - began:.1f}",
+        date=date.isoformat(timespec="seconds"),
+        host=platform.node(),
+        device=device,
+        message=message,
+    ), interrupted
+
+
+def interrupt(process: subprocess.Popen) -> None:
+    """Interrupts a script, which then writes down what it did; kills it if it does not end."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def pass_through(pipe: BinaryIO, said: bytearray) -> None:
+    """Copies what a script says to standard error, and keeps the end of it in `said`."""
+    while chunk := os.read(pipe.fileno(), 4096):
+        with contextlib.suppress(OSError):  # nobody reads it any more; the script must go on
+            sys.stderr.buffer.write(chunk)
+            sys.stderr.flush()
+        said += chunk
+        del said[:-65536]
+    pipe.close()
+
+
+def error_line(said: str, returncode: int) -> str:
+    """A script's own `error: ...`, without the prefix; else its last line."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return [f"ended with status {returncode}", *lines[-1:], *errors][-1]
+
+
+def time_left(todo: Sequence[Job], outcomes: Outcomes) -> str:
+    """An estimate in words: jobs take what done ones of the same script took, best alike ones."""
+    seconds: dict[str, list[float]] = {}
+    for outcome in outcomes.values():
+        if outcome.status == DONE:
+            for kind in kinds(outcome.id):
+                seconds.setdefault(kind, []).append(float(outcome.seconds))
+    estimates = [
+        next((statistics.mean(seconds[kind]) for kind in kinds(job.id) if kind in seconds), None)
+        for job in todo
+    ]
+    if None in estimates:
+        return "time left not known yet"
+    return f"about {clock(sum(estimates))} left"
+
+
+def kinds(job_id: str) -> tuple[str, str]:
+    """The job's script, data set, model and ensemble; its script."""
+    return job_id.split("/sigma=")[0], job_id.split()[0]
+
+
+def clock(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def device_kind() -> str:
+    """What the jobs run on. Asked in a process of its own, which then lets go of the device."""
+    ask = "import jax; print(jax.devices()[0].device_kind)"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+# Merging
+
+
+def merge(results_dir: Path, other: Path) -> None:
+    """Takes over the jobs done in another results directory that are not done here.
+
+    A run that both have trained is taken over only where both trainings were the same, step for
+    step; else a result could come from other weights than the run it lies in.
+    """
+    ours, theirs = read(results_dir), read(other)
+    taken, left = 0, set()
+    for outcome in theirs.values():
+        if is_done(outcome.id, ours, results_dir) or not is_done(outcome.id, theirs, other):
+            continue
+        if take_run(other / outcome.run, results_dir / outcome.run):
+            ours[outcome.id] = outcome
+            taken += 1
+        else:
+            left.add(outcome.run)
+    write(results_dir, ours.values())
+    cli.say(f"{taken} jobs taken over from {other}")
+    for run in sorted(left):
+        cli.say(f"warning: {run} was trained here too, otherwise; ours is kept, theirs left out")
+
+
+def take_run(source: Path, target: Path) -> bool:
+    """Copies a run, or what a run lacks; False if the two were not trained alike."""
+    if not runs.is_finished(target):
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        shutil.copytree(source, temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        return True
+    if not filecmp.cmp(source / "history.csv", target / "history.csv", shallow=False):
+        return False
+    for file in source.iterdir():
+        if file.is_file() and not (target / file.name).exists():
+            temporary = target / f".{file.name}.{os.getpid()}.tmp"
+            shutil.copy2(file, temporary)
+            temporary.replace(target / file.name)
+    return True
+
+
+# What is left
+
+
+def missing(plan: Sequence[Job], results_dir: Path) -> Mapping[str, list[str]]:
+    """The ids of planned jobs that failed, and of those not run to their end yet."""
+    outcomes = read(results_dir)
+    open_jobs = [job.id for job in plan if not is_done(job.id, outcomes, results_dir)]
+    failed = [i for i in open_jobs if i in outcomes and outcomes[i].status == FAILED]
+    return {"failed": failed, "not run": [i for i in open_jobs if i not in failed]}

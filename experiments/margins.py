@@ -1,0 +1,170 @@
+"""Draws the margins of a few test series under noise, for Figure 3 and the theory check.
+
+    python experiments/margins.py --ensemble=mc
+
+Writes margins-<id>.npz (logits of the ensemble for each draw) and .json (the check, for mb and mc)
+into the run directory. Takes minutes, and starts again if killed.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import cli
+import jax
+import numpy as np
+import trained
+from absl import flags
+from plan import ENSEMBLE_SIZES
+from tqdm import tqdm
+
+from selfens_jax import data, margins, masks, runs, smoothing
+from selfens_jax.errors import UserError
+from selfens_jax.streams import stream
+
+cli.define_run_flags()
+trained.define_flags()
+for module in (cli, trained):
+    flags.adopt_module_key_flags(module)
+flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
+flags.DEFINE_integer("num_examples", 5, "Evenly spaced test series.")
+flags.DEFINE_integer("num_random_masks", 100, "Masks drawn to measure variances over masks.")
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    if FLAGS.num_draws < 4:
+        raise UserError(f"--num_draws must be at least 4, not {FLAGS.num_draws}")
+    if FLAGS.num_random_masks < 2:
+        raise UserError(f"--num_random_masks must be at least 2, not {FLAGS.num_random_masks}")
+    run, config = trained.find_run()
+    if config["sigma"] == 0:
+        raise UserError(f"the run {run} was trained with sigma 0: there is no noise to draw")
+    dataset = cli.load_data(FLAGS)
+    differences = runs.differences(config, {"data": data.describe(dataset)})
+    if differences:
+        raise UserError(f"{run}: {differences}")
+    chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
+    predict, classifier = trained.load_classifier(run, config, dataset)
+    settings = {
+        **classifier,
+        "data": config["data"],
+        "sigma": config["sigma"],
+        "num_draws": FLAGS.num_draws,
+        "noise_seed": config["seed"],
+        "indices": chosen.tolist(),
+        "num_random_masks": FLAGS.num_random_masks,
+        "versions": runs.versions(),
+    }
+    file = run / f"margins-n{FLAGS.num_draws}-{runs.digest(settings)[:10]}.npz"
+    if file.with_suffix(".json").exists():
+        cli.say(f"{file} is there already")
+        return
+
+    def draw(of: smoothing.Predict) -> np.ndarray:
+        return margins.draw_logits(
+            of,
+            dataset.x_test[chosen],
+            sigma=settings["sigma"],
+            num_draws=FLAGS.num_draws,
+            key=stream(settings["noise_seed"], "certification"),
+            indices=chosen,
+        )
+
+    masked = config["ensemble"] in ("mb", "mc")
+    passes = 1 + masked * (1 + FLAGS.num_random_masks)
+    with tqdm(total=passes, unit="pass", desc="drawing") as bar:
+        logits = draw(predict)
+        bar.update()
+        examples = [{"index": int(index)} for index in chosen]
+        if masked:
+            parts = draw_parts(predict, config, dataset.x_test[chosen], draw, bar)
+            for example, *of_example in zip(examples, *parts, strict=True):
+                example |= check(*of_example)
+    runs.write_npz(
+        file,
+        indices=chosen,
+        labels=dataset.y_test[chosen].astype(np.int64),
+        logits=logits,
+        settings=np.array(json.dumps(settings, sort_keys=True)),
+    )
+    runs.write_json(file.with_suffix(".json"), {"settings": settings, "examples": examples})
+    print(file)
+
+
+def draw_parts(
+    predict: smoothing.SelfEnsemble,
+    config: dict[str, Any],
+    x: np.ndarray,
+    draw: Callable[[smoothing.Predict], np.ndarray],
+    bar: tqdm,
+) -> tuple[np.ndarray, ...]:
+    """Logits of the network under single masks, all with the same noise; N examples, P masks.
+
+    Returns:
+      with noise, without a mask (N, n, K) and under each mask (N, n, P, K); without noise, without
+      a mask (N, K) and under each mask (N, P, K).
+    """
+    model, variables, length = predict.model, predict.variables, x.shape[1]
+    key = stream(config["seed"] if FLAGS.mask_seed is None else FLAGS.mask_seed, "masks")
+    chosen = masks.draw(config["ensemble"], key, FLAGS.num_random_masks, length, config["keep"])
+    without_noise = jax.jit(smoothing.mean_logits)
+
+    def under(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        one = smoothing.self_ensemble(model, variables, mask[None])
+        logits = draw(one), np.asarray(without_noise(one, x))
+        bar.update()
+        return logits
+
+    noisy, clean = under(np.ones(length, np.float32))
+    noisy_masked, clean_masked = zip(*map(under, np.asarray(chosen)), strict=True)
+    return noisy, np.stack(noisy_masked, axis=2), clean, np.stack(clean_masked, axis=1)
+
+
+def check(
+    noisy: np.ndarray, noisy_masked: np.ndarray, clean: np.ndarray, clean_masked: np.ndarray
+) -> dict[str, Any]:
+    """Lemma 4.2 and Theorem 4.3 for one example: predictions from half of its draws, and what the
+    other half shows. Variances are of the margin of A over B.
+
+    Args: one example's of what `draw_parts` returns.
+    """
+    half = len(noisy) // 2
+    top, second = margins.top_two(noisy_masked[:half].mean(axis=1))
+    b = second - (second > top)  # the place of B among the other classes
+    z_noisy, z_masked = margins.of_class(noisy, top), margins.of_class(noisy_masked, top)
+    z_clean, z_clean_masked = margins.of_class(clean, top), margins.of_class(clean_masked, top)
+    estimated = margins.components(z_masked[:half], z_clean_masked)
+    ensembles = []
+    for m in ENSEMBLE_SIZES:
+        if m > FLAGS.num_random_masks:
+            continue
+        seen = margins.measure(z_masked[half:], m)
+        redrawn = None if seen.masks_redrawn is None else float(seen.masks_redrawn[b])
+        ensembles.append(
+            {
+                "num_masks": m,
+                "predicted_fixed": float(estimated.variance(m, masks_redrawn=False)[b]),
+                "measured_fixed": float(seen.masks_fixed[b]),
+                "predicted_redrawn": float(estimated.variance(m, masks_redrawn=True)[b]),
+                "measured_redrawn": redrawn,
+                "predicted_p_a": estimated.top_probability(m),
+                "measured_p_a": seen.top_probability,
+            }
+        )
+    return {
+        "top": top,
+        "second": second,
+        "mean_plain": float(z_clean[b]),
+        "mean_masked": float(z_clean_masked[:, b].mean()),
+        "mean_noisy": float(estimated.mean[b]),
+        "clean_variance": float(estimated.clean[b]),
+        "perturbation_variance": float(estimated.perturbation[b]),
+        "unmasked_variance": float(z_noisy[:half, b].var(ddof=1)),
+        "correlation": float(estimated.correlation[b]),
+        "ensembles": ensembles,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,198 @@
+"""What each table and figure of the paper needs: trained runs, and the jobs that make them.
+
+    Table 3's cell (data set, sigma, model, ensemble)  ->  Cell  ->  train.py, certify.py
+
+Nothing here runs anything.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs import Job
+
+from selfens_jax import data, masks, models, runs
+
+KEEP, NUM_MASKS = 0.9, 5  # the paper's, unless a figure varies them; the scripts' defaults
+SIGMAS = (0.1, 0.2, 0.4, 0.8, 1.6)
+ENSEMBLE_SIZES = (1, 2, 5, 10, 20)  # Figure 5
+KEEPS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # Figure 6; the paper's text does not list its own
+EPSILONS = (0.25, 0.5, 0.75, 1.0)  # Table 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How thoroughly everything is measured; the same for all results of a results directory."""
+
+    epochs: int
+    num_draws: int
+    num_examples: int | None  # evenly spaced test series; None: all
+    attack: tuple[str, ...]  # further flags of attack.py
+    margin_masks: int  # masks drawn for the theory check
+    margin_examples: int
+
+
+PROFILES = {
+    "paper": Settings(1000, 1000, None, (), 100, 5),
+    "smoke": Settings(5, 100, 20, ("--attack_draws=8", "--steps=5", "--restarts=1"), 20, 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One trained run: what the paper's tables have one number for."""
+
+    dataset: str
+    model: str
+    ensemble: str
+    sigma: float
+    seed: int = 0
+    keep: float = KEEP
+
+    @property
+    def run(self) -> str:
+        """Its run directory, relative to the results directory."""
+        # A run directory's name does not tell keep, so other keeps have a folder of their own.
+        folder = "runs" if self.keep == KEEP else f"runs-keep{self.keep:g}"
+        settings = (self.dataset, self.model, self.ensemble, self.sigma, self.seed)
+        return runs.directory(folder, *settings).relative_to(Path().absolute()).as_posix()
+
+    @property
+    def masked(self) -> bool:
+        return self.ensemble in ("mb", "mc")
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Those that name the run, in every script."""
+        keep = (f"--keep={self.keep:g}",) if self.keep != KEEP else ()
+        return (
+            f"--dataset={self.dataset}",
+            f"--model={self.model}",
+            f"--ensemble={self.ensemble}",
+            f"--sigma={self.sigma:g}",
+            f"--seed={self.seed}",
+            *keep,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """The settings that a table or figure ranges over."""
+
+    datasets: tuple[str, ...] = data.PAPER_DATASETS
+    models: tuple[str, ...] = ("inception_time",)
+    sigmas: tuple[float, ...] = (0.4,)
+    ensembles: tuple[str, ...] = masks.ENSEMBLES
+    seeds: tuple[int, ...] = (0,)
+
+    def cells(self, keep: float = KEEP) -> list[Cell]:
+        every = itertools.product(
+            self.datasets, self.models, self.sigmas, self.ensembles, self.seeds
+        )
+        return [
+            Cell(dataset, model, ensemble, sigma, seed, keep)
+            for dataset, model, sigma, ensemble, seed in every
+        ]
+
+
+CHLORINE = ("ChlorineConcentration",)
+# Where the paper does not say which network or sigma it used, InceptionTime and 0.4 (its Figure 3
+# and Table 4) are taken.
+GRIDS = {
+    "table1": Grid(),
+    "table2": Grid(),
+    "table3": Grid(models=tuple(models.NAMES), sigmas=SIGMAS),
+    "table4": Grid(datasets=("ChlorineConcentration", "CricketX")),
+    "figure2": Grid(),
+    "figure3": Grid(datasets=CHLORINE),
+    "figure4": Grid(datasets=CHLORINE, sigmas=(0.2, 0.4, 0.8, 1.6)),
+    "figure5": Grid(datasets=CHLORINE, ensembles=("mb", "mc")),
+    "figure6": Grid(datasets=("CricketX",), ensembles=("single", "mb", "mc")),
+    "theory": Grid(datasets=CHLORINE, ensembles=("single", "mb", "mc")),
+}
+NAMES = tuple(GRIDS)
+
+
+def smoke(grid: Grid) -> Grid:
+    """The part of a grid that a CPU runs in minutes."""
+    sigmas = tuple(sigma for sigma in grid.sigmas if sigma in (0.4, 0.8))
+    return dataclasses.replace(grid, datasets=("CBF",), models=("lstm_fcn",), sigmas=sigmas)
+
+
+def ensemble_sizes(profile: str) -> tuple[int, ...]:
+    return ENSEMBLE_SIZES if profile == "paper" else (1, 5)
+
+
+def keeps(profile: str) -> tuple[float, ...]:
+    return KEEPS if profile == "paper" else (0.5, KEEP)
+
+
+# Jobs
+
+
+def train(cell: Cell, settings: Settings) -> Job:
+    return Job("train", cell.run, (*cell.flags, f"--epochs={settings.epochs}"))
+
+
+def certify(cell: Cell, settings: Settings, num_masks: int = NUM_MASKS) -> Job:
+    arguments = [*cell.flags, f"--num_draws={settings.num_draws}", *examples(settings)]
+    if cell.masked:
+        arguments.append(f"--num_masks={num_masks}")
+    variant = f"m={num_masks}" if cell.masked else ""
+    return Job("certify", cell.run, tuple(arguments), train(cell, settings).id, variant)
+
+
+def measure_margins(cell: Cell, settings: Settings) -> Job:
+    arguments = (
+        *cell.flags,
+        f"--num_draws={settings.num_draws}",
+        f"--num_examples={settings.margin_examples}",
+        f"--num_random_masks={settings.margin_masks}",
+    )
+    return Job("margins", cell.run, arguments, train(cell, settings).id)
+
+
+def attack(cell: Cell, settings: Settings) -> Job:
+    epsilons = ",".join(f"{epsilon:g}" for epsilon in EPSILONS)
+    arguments = [*cell.flags, f"--epsilons={epsilons}", *examples(settings), *settings.attack]
+    arguments.append(f"--num_draws={settings.num_draws}")
+    return Job("attack", cell.run, tuple(arguments), train(cell, settings).id)
+
+
+def examples(settings: Settings) -> tuple[str, ...]:
+    return () if settings.num_examples is None else (f"--num_examples={settings.num_examples}",)
+
+
+def benign(cell: Cell) -> Cell:
+    """The network of the same data and architecture trained without noise (Table 4)."""
+    return dataclasses.replace(cell, ensemble="single", sigma=0.0)
+
+
+def jobs_of(name: str, grid: Grid, settings: Settings, profile: str) -> Iterator[Job]:
+    """The jobs of one table or figure, each after the one that it needs."""
+    for cell in grid.cells():
+        if name in ("table1", "table3", "figure3", "figure4", "figure5", "theory"):
+            yield train(cell, settings)
+        if name in ("table3", "figure4"):
+            yield certify(cell, settings)
+        elif name in ("figure3", "theory"):
+            yield measure_margins(cell, settings)
+        elif name == "figure5" and cell.masked:
+            for num_masks in ensemble_sizes(profile):
+                yield certify(cell, settings, num_masks)
+        elif name == "figure6":
+            for keep in keeps(profile) if cell.masked else (KEEP,):
+                masked = dataclasses.replace(cell, keep=keep)
+                yield train(masked, settings)
+                yield certify(masked, settings)
+        elif name == "table4":
+            for attacked in (benign(cell), cell):
+                yield train(attacked, settings)
+                yield attack(attacked, settings)
+
+
+def all_jobs(grids: dict[str, Grid], settings: Settings, profile: str) -> list[Job]:
+    """The jobs of several tables and figures, without repetition."""
+    jobs = (job for name, grid in grids.items() for job in jobs_of(name, grid, settings, profile))
+    return list({job.id: job for job in jobs}.values())

@@ -1,0 +1,173 @@
+"""What the scripts wrote into run directories, read back for tables and figures.
+
+Only records are read, never logs; radii are computed here from the counts, both ways.
+"""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from plan import NUM_MASKS, Cell, Settings
+
+from selfens_jax import certificates, metrics, runs
+from selfens_jax.errors import UserError
+from selfens_jax.margins import top_two
+
+PAPER = Path(__file__).parent / "paper"
+ALPHA = 0.001  # the paper's beta
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Certified:
+    """One certified run: its counts, and the certificates that follow from them both ways."""
+
+    counts: np.ndarray  # (N, K)
+    labels: np.ndarray  # (N,)
+    exact: certificates.Certificates  # valid at ALPHA
+    published: certificates.Certificates  # the paper's procedure, not valid
+
+    @property
+    def correct(self) -> np.ndarray:
+        """(N,) whether an example is certified and its class is the label."""
+        return self.exact.prediction == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        """Of the most voted class: the paper's, which never abstains."""
+        return metrics.accuracy(self.published.prediction, self.labels)
+
+    @property
+    def certified_accuracy(self) -> float:
+        return metrics.accuracy(self.exact.prediction, self.labels)
+
+    @property
+    def published_radius(self) -> float:
+        """The mean radius that the paper calls ACR; see `metrics`."""
+        return metrics.mean_radius(self.published.prediction, self.published.radius)
+
+    @property
+    def acr(self) -> float:
+        """The field's ACR of the valid certificates."""
+        return metrics.average_certified_radius(
+            self.exact.prediction, self.exact.radius, self.labels
+        )
+
+
+def certified(
+    results_dir: Path, cell: Cell, settings: Settings, num_masks: int = NUM_MASKS
+) -> Certified | None:
+    """The certification of a cell under the settings; None if it was not measured."""
+    wanted = {"num_draws": settings.num_draws, "noise_seed": cell.seed}
+    if cell.masked:
+        wanted |= {"num_masks": num_masks, "keep": cell.keep, "mask_seed": cell.seed}
+    found = []
+    for file in (results_dir / cell.run).glob("counts-*.npz"):
+        arrays = runs.read_npz(file, ["indices", "counts", "labels", "settings"])
+        try:
+            counted = json.loads(str(arrays["settings"]))
+            num_test, sigma = int(counted["data"]["num_test"]), float(counted["sigma"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{file} is damaged or was not written by certify.py") from None
+        chosen = runs.evenly_spaced(settings.num_examples, num_test)
+        if not runs.differences(counted, wanted) and np.array_equal(arrays["indices"], chosen):
+            found.append((file.stat().st_mtime, file.name, arrays, sigma))
+    if not found:
+        return None
+    # Counted on another platform or version, a run has several: the last is what ours are.
+    *_, arrays, sigma = max(found, key=lambda of: of[:2])
+    counts = arrays["counts"]
+    return Certified(
+        counts=counts,
+        labels=arrays["labels"],
+        exact=certificates.certify_counts(counts, sigma, ALPHA),
+        published=certificates.certify_counts_as_published(counts, sigma),
+    )
+
+
+def training_seconds(results_dir: Path, cell: Cell) -> float | None:
+    run = results_dir / cell.run
+    return runs.read_training_time(run) if runs.is_finished(run) else None
+
+
+def hardware(results_dir: Path, cells: Iterable[Cell]) -> str:
+    """What the runs of the cells were trained on."""
+    versions = [config["versions"] for config in configurations(results_dir, cells)]
+    return ", ".join(sorted({f"{v['device']} ({v['machine']})" for v in versions}))
+
+
+def sources(results_dir: Path, cells: Iterable[Cell]) -> str:
+    """Where the series of the cells came from, in a sentence."""
+    described = [config["data"] for config in configurations(results_dir, cells)]
+    generated = sorted({data["name"] for data in described if data["source"] == "generated"})
+    archive = sorted({data["source"] for data in described} - {"generated"})
+    text = f" Series from {', '.join(archive)}." if archive else ""
+    return text + (f" GENERATED, not the archive's: {', '.join(generated)}." if generated else "")
+
+
+def configurations(results_dir: Path, cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """What the cells' runs that exist were asked for."""
+    files = [results_dir / cell.run / "config.json" for cell in cells]
+    return [runs.read_json(file) for file in files if file.exists()]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Margins:
+    """What margins.py wrote: N examples under n draws; A is the most voted class, B the next."""
+
+    indices: np.ndarray  # (N,) places in the test split
+    score: np.ndarray  # (N, n) c_A
+    margin: np.ndarray  # (N, n) c_A - c_B
+    p_a: np.ndarray  # (N,) A's share of the votes
+    checks: list[dict[str, Any]]  # the theory check of each example; only the index without masks
+
+
+def margins(results_dir: Path, cell: Cell, settings: Settings) -> Margins | None:
+    """The margins of a cell under the settings; None if they were not measured."""
+    file = latest(results_dir, cell, f"margins-n{settings.num_draws}-*.json")
+    if file is None:
+        return None
+    arrays = runs.read_npz(file.with_suffix(".npz"), ["indices", "logits"])
+    rows = []
+    for logits in arrays["logits"].astype(np.float64):
+        top, second = top_two(logits)
+        share = np.mean(logits.argmax(axis=1) == top)
+        rows.append((logits[:, top], logits[:, top] - logits[:, second], share))
+    score, margin, p_a = (np.stack(values) for values in zip(*rows, strict=True))
+    return Margins(arrays["indices"], score, margin, p_a, runs.read_json(file)["examples"])
+
+
+def latest(results_dir: Path, cell: Cell, pattern: str) -> Path | None:
+    """The newest file of a run whose name is like `pattern`; None if there is none."""
+    files = list((results_dir / cell.run).glob(pattern))
+    return max(files, key=lambda file: (file.stat().st_mtime, file.name)) if files else None
+
+
+# The paper's numbers
+
+
+def paper_rows(file: str) -> list[dict[str, str]]:
+    with (PAPER / file).open(newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def paper_table3() -> dict[tuple[str, float, str, str], tuple[float, float]]:
+    """(dataset, sigma, model, ensemble) -> (accuracy, the paper's ACR)."""
+    return {
+        (row["dataset"], float(row["sigma"]), row["model"], row["ensemble"]): (
+            float(row["accuracy_percent"]) / 100,
+            float(row["acr"]),
+        )
+        for row in paper_rows("table3.csv")
+    }
+
+
+def attack_rates(record: dict[str, Any]) -> dict[float, float]:
+    """epsilon -> attack success rate, from a record of attack.py."""
+    try:
+        return {float(row["epsilon"]): float(row["wrong_of_all"]) for row in record["attacks"]}
+    except (KeyError, TypeError, ValueError):
+        raise UserError("an attack-*.json is damaged or was not written by attack.py") from None

@@ -1,0 +1,542 @@
+"""reproduce.py: the plan, running and merging with stand-in scripts, tables from known results."""
+
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import figures
+import jobs
+import numpy as np
+import plan
+import pytest
+import report
+import results
+import tables
+from scipy import stats
+
+from selfens_jax import runs
+from selfens_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+SETTINGS = plan.Settings(3, 100, 4, (), 4, 1)
+CELL = plan.Cell("CBF", "inception_time", "mc", 0.4)
+GRID = plan.Grid(datasets=("CBF",), ensembles=("single", "mc"))
+
+
+# The plan
+
+
+def ids(*names, grids=plan.GRIDS, profile="paper"):
+    chosen = {name: grids[name] for name in names}
+    return [job.id for job in plan.all_jobs(chosen, plan.PROFILES[profile], profile)]
+
+
+def test_table3_is_every_run_and_its_certification():
+    planned = ids("table3")
+    assert len(planned) == len(set(planned)) == 6 * 5 * 3 * 4 * 2
+    assert "certify runs/CricketZ/macnn/mb/sigma=1.6/seed=0 m=5" in planned
+
+
+def test_jobs_come_after_what_they_need_and_once():
+    planned = plan.all_jobs(plan.GRIDS, plan.PROFILES["paper"], "paper")
+    seen = set()
+    for job in planned:
+        assert job.id not in seen
+        assert not job.needs or job.needs in seen
+        seen.add(job.id)
+    assert len(ids("table3", "figure4", "table1")) == len(ids("table3"))
+    trainings = sum(job.script == "train" for job in planned)
+    assert f"is {trainings} trainings of" in (ROOT / "README.md").read_text()
+
+
+def test_other_keep_ratios_have_folders_of_their_own():
+    planned = [job for job in ids("figure6") if job.startswith("train")]
+    assert "train runs-keep0.95/CricketX/inception_time/mb/sigma=0.4/seed=0" in planned
+    assert "train runs/CricketX/inception_time/mb/sigma=0.4/seed=0" in planned  # keep 0.9
+    assert "train runs/CricketX/inception_time/single/sigma=0.4/seed=0" in planned
+    assert len(planned) == 1 + 2 * len(plan.KEEPS)
+    assert not any("keep" in argument for argument in plan.train(CELL, SETTINGS).arguments)
+    half = plan.train(dataclasses.replace(CELL, keep=0.5), SETTINGS)
+    assert "--keep=0.5" in half.arguments
+
+
+def test_ensemble_sizes_are_certifications_of_one_run():
+    planned = ids("figure5")
+    assert sum(job.startswith("train") for job in planned) == 2
+    sizes = [job.split("m=")[1] for job in planned if " m=" in job and "/mb/" in job]
+    assert sizes == ["1", "2", "5", "10", "20"]
+
+
+def test_table4_attacks_the_network_trained_without_noise_too():
+    planned = ids("table4")
+    assert "attack runs/CricketX/inception_time/single/sigma=0/seed=0" in planned
+    assert len([job for job in planned if job.startswith("attack")]) == 2 * 5
+
+
+def test_a_job_is_a_command_line_of_a_script():
+    job = plan.certify(CELL, SETTINGS)
+    script, *arguments = job.command(pathlib.Path("results"), ["--data_dir=ucr"])
+    assert (ROOT / script).exists()
+    assert {"--runs_dir=results/runs", "--data_dir=ucr", "--num_examples=4"} <= set(arguments)
+
+
+# Running, with stand-in scripts
+
+
+@pytest.fixture
+def scripts(tmp_path, monkeypatch):
+    """A checkout whose train.py notes that it ran, fails for `de` and never ends for `mb`."""
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    (folder / "train.py").write_text(
+        """
+import pathlib, sys, time
+flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
+place = f"{flags['dataset']}/{flags['model']}/{flags['ensemble']}/sigma={flags['sigma']}/seed=0"
+run = pathlib.Path(flags["runs_dir"]) / place
+run.mkdir(parents=True, exist_ok=True)
+with open(run / "calls", "a") as file: file.write("x")
+if flags["ensemble"] == "de":
+    sys.exit("warming up\\nerror: no such luck\\n")
+if flags["ensemble"] == "mb":
+    try:
+        time.sleep(600)
+    except KeyboardInterrupt:
+        (run / "interrupted").touch()
+        sys.exit(130)
+(run / "checkpoint").mkdir(exist_ok=True)
+(run / "history.csv").write_text(flags["ensemble"])
+"""
+    )
+    (folder / "certify.py").write_text((folder / "train.py").read_text())
+    monkeypatch.setattr(jobs, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(jobs, "device_kind", lambda: "abacus")
+    return tmp_path / "results"
+
+
+def grid_of(*ensembles):
+    return {"table3": dataclasses.replace(GRID, ensembles=ensembles)}
+
+
+def run_all(results_dir, *ensembles, time_limit=None):
+    todo = plan.all_jobs(grid_of(*ensembles), SETTINGS, "paper")
+    jobs.run_all(todo, results_dir, [], time_limit)
+    return todo, jobs.read(results_dir)
+
+
+def calls(results_dir, ensemble):
+    return (results_dir / dataclasses.replace(CELL, ensemble=ensemble).run / "calls").read_text()
+
+
+def test_a_failing_job_stops_only_what_needs_it_and_is_tried_again(scripts):
+    todo, outcomes = run_all(scripts, "single", "de", "mc")
+    assert [outcomes[j.id].status for j in todo if j.id in outcomes] == [
+        "done",
+        "done",
+        "failed",
+        "done",
+        "done",
+    ]
+    failed = next(o for o in outcomes.values() if o.status == "failed")
+    assert failed.message == "no such luck"
+    assert failed.device == "abacus"
+    assert failed.command.startswith("python experiments/train.py --dataset=CBF")
+    left = jobs.missing(todo, scripts)
+    assert left["failed"] == [failed.id]
+    assert [job_id.split()[0] for job_id in left["not run"]] == ["certify"]
+
+    run_all(scripts, "single", "de", "mc")
+    assert calls(scripts, "de") == "xx"
+    assert calls(scripts, "single") == "xx"  # train and certify, once each
+
+
+def test_done_jobs_run_again_only_where_their_results_are_gone(scripts, capfd):
+    run_all(scripts, "single")
+    lines = (scripts / "jobs.csv").read_text()
+    run_all(scripts, "single")
+    assert (scripts / "jobs.csv").read_text() == lines
+    assert "2 jobs, of which 2 are done" in capfd.readouterr().err
+    run = scripts / dataclasses.replace(CELL, ensemble="single").run
+    run.rename(scripts / "gone")
+    run_all(scripts, "single")
+    assert calls(scripts, "single") == "xx"
+
+
+def test_at_the_time_limit_the_running_job_is_interrupted_and_recorded(scripts):
+    todo, outcomes = run_all(scripts, "mb", "single", time_limit=3)
+    run = dataclasses.replace(CELL, ensemble="mb").run
+    assert [outcome.status for outcome in outcomes.values()] == ["interrupted"]
+    assert (scripts / run / "interrupted").exists()
+    assert len(jobs.missing(todo, scripts)["not run"]) == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["id,needs\nx,y\n", "\0", ",".join(jobs.FIELDS) + "\na,,../b,c,done,1,d,e,f,\n"],
+)
+def test_a_damaged_list_of_jobs_is_said_to_be_one(tmp_path, content):
+    (tmp_path / "jobs.csv").write_text(content)
+    with pytest.raises(UserError, match="is damaged"):
+        jobs.read(tmp_path)
+
+
+def test_the_time_left_is_what_alike_jobs_took():
+    train = plan.train(CELL, SETTINGS)
+    other = plan.train(dataclasses.replace(CELL, model="macnn"), SETTINGS)
+    done = jobs.Outcome(train.id, "", train.run, "", "done", "60.0", "", "", "", "")
+    assert jobs.time_left([train, other], {done.id: done}) == "about 0:02:00 left"
+    slow = dataclasses.replace(done, id=other.id, seconds="180")
+    assert jobs.time_left([other], {done.id: done, slow.id: slow}) == "about 0:03:00 left"
+    assert "not known" in jobs.time_left([plan.certify(CELL, SETTINGS)], {done.id: done})
+
+
+def test_merging_takes_over_what_is_not_done_here(scripts, capfd):
+    other = scripts.with_name("other")
+    run_all(scripts, "single")
+    run_all(other, "single", "mc")
+    ours = (scripts / "jobs.csv").read_text()
+    jobs.merge(scripts, other)
+    assert (scripts / "jobs.csv").read_text().startswith(ours)
+    assert (scripts / CELL.run / "checkpoint").is_dir()
+    todo, _ = run_all(scripts, "single", "mc")
+    assert not any(jobs.missing(todo, scripts).values())
+    assert calls(scripts, "mc") == "xx"  # as the other directory has it: nothing ran here
+
+
+def test_merging_never_mixes_two_trainings_of_a_run(scripts, capfd):
+    other = scripts.with_name("other")
+    for place in (scripts, other):
+        run_all(place, "mc")
+    certification = plan.certify(CELL, SETTINGS)
+    for file, job_id in ((scripts, certification.id), (other, None)):
+        jobs.write(file, [o for o in jobs.read(file).values() if o.id != job_id])
+    (other / CELL.run / "counts-1.npz").write_text("theirs")
+    (other / CELL.run / "history.csv").write_text("another training")
+    jobs.merge(scripts, other)
+    assert not (scripts / CELL.run / "counts-1.npz").exists()
+    assert "trained here too, otherwise" in capfd.readouterr().err
+    (other / CELL.run / "history.csv").write_text("mc")
+    jobs.merge(scripts, other)
+    assert (scripts / CELL.run / "counts-1.npz").read_text() == "theirs"
+    assert certification.id in jobs.read(scripts)
+
+
+# Tables and figures, from results made by hand
+
+
+def make_run(results_dir, cell, counts, seconds=12.0, num_masks=5):
+    """A finished run with these counts (N, K) of series whose class is 0."""
+    run = results_dir / cell.run
+    (run / "checkpoint").mkdir(parents=True)
+    data = {"name": cell.dataset, "source": "directory", "num_test": len(counts)}
+    versions = {"device": "abacus", "machine": "wood"}
+    runs.write_json(run / "config.json", {"data": data, "versions": versions})
+    runs.write_training_time(run, seconds)
+    settings = {
+        "sigma": cell.sigma,
+        "num_draws": int(np.sum(counts[0])),
+        "num_masks": num_masks,
+        "keep": cell.keep,
+        "mask_seed": cell.seed,
+        "noise_seed": cell.seed,
+        "data": data,
+    }
+    runs.write_npz(
+        run / "counts-1.npz",
+        indices=np.arange(len(counts)),
+        counts=np.array(counts),
+        labels=np.zeros(len(counts), int),
+        settings=np.array(json.dumps(settings)),
+    )
+
+
+SURE, UNSURE, WRONG = [100, 0, 0], [60, 40, 0], [0, 0, 100]
+
+
+def column(table, heading):
+    place = [c.heading for c in table.columns].index(heading)
+    return [row[place] for row in table.rows]
+
+
+def test_table3_has_the_papers_number_ours_its_way_and_the_valid_one(tmp_path):
+    make_run(tmp_path, CELL, [SURE, SURE, UNSURE, WRONG])
+    table = tables.table3(tmp_path, GRID, SETTINGS)
+    assert column(table, "ensemble") == ["single", "mc"]
+    accuracy = column(table, "accuracy, ours (%)")[1]
+    assert accuracy.mean == 0.75
+    assert column(table, "accuracy, paper (%)") == [1.0, 1.0]
+    assert column(table, "difference (points)")[1] == pytest.approx(-0.25)
+    assert column(table, "certified, valid (%)")[1].mean == 0.5  # 60 of 100 is no certificate
+    largest = 0.4 * stats.norm.ppf(0.0005 ** (1 / 100))
+    assert column(table, "ACR, valid")[1].mean == pytest.approx(largest / 2)
+    assert column(table, "radius, paper") == [0.979, 0.979]
+    found = results.certified(tmp_path, CELL, SETTINGS)
+    theirs = found.published.radius
+    assert theirs[2] > 0  # it never abstains
+    assert column(table, "radius, ours")[1].mean == pytest.approx(theirs.mean())
+    assert table.texts()[0].count("not measured") == 6
+    assert "not measured" in table.text(tmp_path)
+    assert "Series from directory" in table.caption
+
+
+def test_cells_that_the_paper_does_not_have(tmp_path):
+    grid = dataclasses.replace(GRID, sigmas=(0.3,))
+    table = tables.table3(tmp_path, grid, SETTINGS)
+    assert column(table, "radius, paper") == ["-", "-"]
+    assert column(table, "difference") == ["-", "-"]
+
+
+def test_seeds_are_summed_up_as_mean_and_range(tmp_path):
+    make_run(tmp_path, CELL, [SURE] * 4, seconds=10)
+    make_run(tmp_path, dataclasses.replace(CELL, seed=1), [SURE, WRONG] * 2, seconds=20)
+    grid = dataclasses.replace(GRID, seeds=(0, 1, 2))
+    table = tables.table3(tmp_path, grid, SETTINGS)
+    assert column(table, "seeds") == ["0/3", "2/3"]
+    assert "75.0 (50.0..100.0)" in table.texts()[1]
+    times = tables.table1(tmp_path, grid, SETTINGS)
+    assert times.texts()[1][-2:] == ["45.3", "15.0 (10.0..20.0)"]
+    assert times.texts()[0][-1] == "not measured"
+    assert "abacus (wood)" in times.caption
+    table.write(tmp_path)
+    with (tmp_path / "tables" / "table3.csv").open(newline="") as file:
+        row = list(csv.DictReader(file))[1]
+    assert float(row["accuracy, ours (%)"]) == 75
+    assert float(row["accuracy, ours (%), least"]) == 50
+    assert float(row["accuracy, ours (%), most"]) == 100
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dataclasses.replace(SETTINGS, num_draws=200),
+        dataclasses.replace(SETTINGS, num_examples=2),
+    ],
+)
+def test_results_of_other_settings_are_not_shown(tmp_path, settings):
+    make_run(tmp_path, CELL, [SURE] * 4)
+    assert results.certified(tmp_path, CELL, SETTINGS) is not None
+    assert results.certified(tmp_path, CELL, settings) is None
+    assert results.certified(tmp_path, CELL, SETTINGS, num_masks=2) is None
+    assert results.certified(tmp_path, dataclasses.replace(CELL, keep=0.5), SETTINGS) is None
+    with np.load(tmp_path / CELL.run / "counts-1.npz") as file:
+        arrays = {**file, "settings": np.array("{}")}
+    runs.write_npz(tmp_path / CELL.run / "counts-1.npz", **arrays)
+    with pytest.raises(UserError, match="is damaged"):
+        results.certified(tmp_path, CELL, SETTINGS)
+
+
+def test_table2_is_counted_in_the_data(tmp_path):
+    archive(tmp_path / "ucr")
+    grid = dataclasses.replace(GRID, datasets=("CBF",))
+    (row,) = tables.table2(grid, str(tmp_path / "ucr")).texts()
+    assert row == [
+        "CBF",
+        "Simulated",
+        "12 (paper: 30)",
+        "24 (paper: 900)",
+        "3",
+        "16 (paper: 128)",
+        "directory",
+    ]
+
+
+def test_table4_reads_the_rates_of_an_attack(tmp_path):
+    record = {"attacks": [{"epsilon": e, "wrong_of_all": e / 2} for e in plan.EPSILONS]}
+    cell = dataclasses.replace(CELL, dataset="CricketX")
+    for attacked in (cell, plan.benign(cell)):
+        runs.write_json(tmp_path / attacked.run / "attack-1.json", record)
+    grid = dataclasses.replace(GRID, datasets=("CricketX",))
+    table = tables.table4(tmp_path, grid, SETTINGS)
+    assert column(table, "ensemble") == ["benign"] * 4 + ["single"] * 4 + ["mc"] * 4
+    assert table.texts()[0][-3:] == ["22.0", "12.5", "-9.5"]
+    assert table.texts()[4][-1] == "not measured"
+    assert table.texts()[11][-3:] == ["39.0", "50.0", "+11.0"]
+    with pytest.raises(UserError, match="not written by"):
+        results.attack_rates({"attacks": [{}]})
+
+
+def test_the_bounds_of_figure2_lie_in_their_order(tmp_path):
+    drawing = figures.figure2()
+    (axes,) = drawing.figure.axes
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+    cohen, best = lines.pop("Cohen et al., tight"), lines.pop("Renyi, best order")
+    assert (cohen >= best - 1e-9).all()
+    assert len(lines) == len(figures.RENYI_ORDERS)
+    for values in lines.values():
+        assert (best >= values - 1e-9).all()
+        assert values.max() > 0.5
+    drawing.write(tmp_path)
+    png, svg = drawing.paths(tmp_path)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in svg.read_bytes()
+
+
+def test_figures_of_curves_show_what_was_measured_and_say_what_was_not(tmp_path):
+    make_run(tmp_path, CELL, [SURE, SURE, UNSURE, WRONG])
+    half = dataclasses.replace(CELL, keep=0.5)
+    make_run(tmp_path, half, [SURE, UNSURE, UNSURE, WRONG])
+    (fourth,) = figures.figure4(tmp_path, GRID, SETTINGS)
+    assert [axes.get_title() for axes in fourth.figure.axes] == ["sigma 0.4"]
+    (line,) = fourth.figure.axes[0].lines
+    assert line.get_ydata()[0] == 50  # two of four certified and right
+    assert "Not measured: sigma 0.4 single." in fourth.caption
+    (sixth,) = figures.figure6(tmp_path, GRID, SETTINGS, (0.5, 0.9))
+    assert [line.get_label() for line in sixth.figure.axes[0].lines] == ["keep 0.5", "keep 0.9"]
+    assert [line.get_ydata()[0] for line in sixth.figure.axes[0].lines] == [25, 50]
+    masked = dataclasses.replace(GRID, ensembles=("mb", "mc"))
+    (fifth,) = figures.figure5(tmp_path, masked, SETTINGS, (1, 5))
+    assert "Not measured: mb m = 1, mb m = 5, mc m = 1." in fifth.caption
+    (nothing,) = figures.figure4(tmp_path / "empty", GRID, SETTINGS)
+    assert nothing.figure is None
+    nothing.write(tmp_path)
+    assert not (tmp_path / "figures").exists()
+
+
+def test_the_report_needs_nothing_but_itself(tmp_path):
+    make_run(tmp_path, CELL, [SURE] * 4)
+    runs.write_json(tmp_path / "settings.json", dataclasses.asdict(SETTINGS))
+    job = plan.train(CELL, SETTINGS)
+    failed = jobs.Outcome(job.id, "", job.run, "", "failed", "1", "2026-01-01", "h", "d", "<oops>")
+    jobs.write(tmp_path, [failed])
+    items = [
+        tables.table3(tmp_path, GRID, SETTINGS),
+        *figures.figure4(tmp_path, GRID, SETTINGS),
+        *figures.figure5(tmp_path / "empty", GRID, SETTINGS, (1, 5)),
+    ]
+    page = report.write(tmp_path, items).read_text()
+    references = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>\s]{0,30})""", page)
+    assert references
+    assert all(reference.startswith("data:image/svg+xml;base64,") for reference in references)
+    assert "<script" not in page
+    assert "&lt;oops&gt;" in page
+    assert page.count("not measured") >= 2
+    assert 'class="number"' in page
+
+
+# The command
+
+
+def archive(folder):
+    """CBF with 16 time steps, in the archive's layout."""
+    rng = np.random.default_rng(0)
+    (folder / "CBF").mkdir(parents=True)
+    for split, size in (("TRAIN", 12), ("TEST", 24)):
+        y = np.arange(size) % 3
+        x = rng.normal(size=(size, 16)) + 2 * (y - 1)[:, None]
+        table = np.column_stack([y + 1, x])
+        np.savetxt(folder / "CBF" / f"CBF_{split}.tsv", table, fmt="%.6g", delimiter="\t")
+
+
+def command(*arguments):
+    return [sys.executable, str(ROOT / "experiments" / "reproduce.py"), *arguments]
+
+
+def call(folder, *arguments, status=0):
+    done = subprocess.run(
+        command(*arguments), cwd=folder, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+TINY = ("--datasets=CBF", "--models=lstm_fcn", "--sigmas=0.4", "--ensembles=mc", "--data_dir=ucr")
+TINY += ("--profile=smoke", "--epochs=2", "--num_examples=3")
+
+
+def test_from_nothing_to_a_table_a_figure_and_the_theory_check(tmp_path):
+    archive(tmp_path / "ucr")
+    process = subprocess.Popen(
+        command("--what=table1,table3,figure3,theory", *TINY),
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    run = tmp_path / "results/runs/CBF/lstm_fcn/mc/sigma=0.4/seed=0"
+    limit = time.monotonic() + 120
+    while not (run / "config.json").exists() and time.monotonic() < limit:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # while it trains
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert [o.status for o in jobs.read(tmp_path / "results").values()] == ["interrupted"]
+
+    done = call(tmp_path, "--what=table1,table3,figure3,theory", *TINY, "--report")
+    assert {o.status for o in jobs.read(tmp_path / "results").values()} == {"done"}
+    assert "[3/3] margins" in done.stderr
+    (record,) = run.glob("certificates-*.json")
+    acr = json.loads(record.read_text())["summary"]["ACR (wrong or abstained = 0)"]
+    with (tmp_path / "results/tables/table3.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["ACR, valid"]) == pytest.approx(acr)
+    with (tmp_path / "results/tables/theory.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["m"] for row in rows[:5]] == ["1", "2", "5", "10", "20"]
+    assert all(float(row["masks fixed, predicted"]) > 0 for row in rows)
+    with (tmp_path / "results/tables/table1.csv").open(newline="") as file:
+        assert 0 < float(next(csv.DictReader(file))["ours (s)"]) < 300
+    assert (tmp_path / "results/figures/figure3-CBF-lstm_fcn-sigma0.4.png").exists()
+    assert (tmp_path / "results/report.html").exists()
+
+
+REFUSED = [
+    ([], "--what is empty"),
+    (["--what=table5"], "--what: unknown 'table5'; choose from table1"),
+    (["--what=table3", "--datasets=CBF,Coffee"], "--datasets: unknown 'Coffee'"),
+    (["--what=table3", "--models=resnet"], "--models: unknown 'resnet'"),
+    (["--what=table3", "--ensembles=mx"], "--ensembles: unknown 'mx'"),
+    (["--what=figure5", "--ensembles=de"], "--ensembles leaves nothing of figure5"),
+    (["--what=table3", "--sigmas=0.4,x"], "--sigmas must be numbers"),
+    (["--what=table3", "--sigmas=0"], "--sigmas must be numbers"),
+    (["--what=table3", "--seeds=-1"], "--seeds must be numbers"),
+    (["--what=table3", "--seeds="], "--seeds must be numbers"),
+    (["--what=table3", "--epochs=0"], "--epochs must be at least 1"),
+    (["--what=table3", "--num_examples=0"], "--num_examples must be at least 1"),
+    (["--what=table3", "--time_limit=0"], "--time_limit must be more than 0"),
+    (["--what=table3", "--data_dir=nowhere"], "--data_dir: 'nowhere' is not a folder"),
+    (["--what=table2", "--results_dir=old"], "old holds results of other settings: epochs is 3"),
+    (["--report", "--merge=old"], "old holds results of other settings: epochs is 3, not 1000"),
+    (["--merge=nowhere"], "--merge: 'nowhere' is not another results directory"),
+]
+TRY_ALL = """
+import json, sys
+import reproduce
+from absl import flags
+from selfens_jax.errors import UserError
+for arguments in json.loads(sys.argv[1]):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    flags.FLAGS(["reproduce.py", *arguments])
+    try:
+        reproduce.main()
+        print("accepted")
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_bad_flags_are_refused_before_anything_is_written(tmp_path):
+    runs.write_json(tmp_path / "old" / "settings.json", dataclasses.asdict(SETTINGS))
+    done = subprocess.run(
+        [sys.executable, "-c", TRY_ALL, json.dumps([arguments for arguments, _ in REFUSED])],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "experiments"), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(REFUSED), done.stderr
+    for line, (_, says) in zip(lines, REFUSED, strict=True):
+        assert says in line
+    assert [path.name for path in tmp_path.rglob("*")] == ["old", "settings.json"]
+    refused = call(tmp_path, "--what=table5", status=1)
+    assert refused.stderr.startswith("error: --what: unknown 'table5'")
+    assert len(refused.stderr.splitlines()) == 1
