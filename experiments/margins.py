@@ -62,7 +62,7 @@ def main() -> None:
         return
 
     def draw(of: smoothing.Predict) -> np.ndarray:
-        return margins.draw_logits(
+        return smoothing.draw_logits(
             of,
             dataset.x_test[chosen],
             sigma=settings["sigma"],

@@ -165,9 +165,15 @@ def paper_table3() -> dict[tuple[str, float, str, str], tuple[float, float]]:
     }
 
 
-def attack_rates(record: dict[str, Any]) -> dict[float, float]:
-    """epsilon -> attack success rate, from a record of attack.py."""
+def attack_rates(record: dict[str, Any]) -> dict[float, tuple[float, float]]:
+    """epsilon -> attack success rates over initially correct and over all series, of a record."""
     try:
-        return {float(row["epsilon"]): float(row["wrong_of_all"]) for row in record["attacks"]}
+        return {
+            float(row["epsilon"]): (
+                float(row["wrong_of_initially_correct"]),
+                float(row["wrong_of_all"]),
+            )
+            for row in record["attacks"]
+        }
     except (KeyError, TypeError, ValueError):
         raise UserError("an attack-*.json is damaged or was not written by attack.py") from None

@@ -1,7 +1,7 @@
 """Margins under noise and masks, and the check of the paper's variance theory (Section 4).
 
-`draw_logits` runs on the device with the noise of `smoothing.count_votes`, so that the argmax of
-its logits are the votes that are certified. Everything after it is NumPy on the host.
+The logits come from `smoothing.draw_logits`: the argmax of each is a vote that is certified. All
+that is here is NumPy on the host.
 
 What is random
 --------------
@@ -35,74 +35,11 @@ and the classes' margins positively dependent (Eqs. 22, 24: compare p_A).
 """
 
 import dataclasses
-from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from selfens_jax import smoothing
 from selfens_jax.errors import UserError
-from selfens_jax.smoothing import DRAWS_PER_BLOCK, Predict, mean_logits
-
-
-def draw_logits(
-    predict: Predict,
-    x: np.ndarray,
-    *,
-    sigma: float,
-    num_draws: int,
-    key: jax.Array,
-    indices: np.ndarray | None = None,
-) -> np.ndarray:
-    """The logits whose argmax `smoothing.count_votes` counts: the same noise, blocks and network.
-
-    Args:
-      predict, x (N, T, C), sigma, num_draws, key, indices: as `smoothing.count_votes`.
-
-    Returns:
-      (N, num_draws, K) float32.
-
-    Raises:
-      UserError: for arguments outside their range.
-    """
-    x = np.asarray(x, np.float32)
-    indices = np.arange(len(x)) if indices is None else np.asarray(indices)
-    smoothing._check(x, sigma, num_draws, 1, indices)
-    first_draws = np.arange(0, num_draws, DRAWS_PER_BLOCK, dtype=np.uint32)
-    logits = [
-        _logits_of_blocks(
-            predict, series, np.uint32(index), first_draws, smoothing._round_up(sigma), key
-        )
-        for series, index in zip(x, indices, strict=True)
-    ]
-    return np.stack([np.asarray(of_example)[:num_draws] for of_example in logits])
-
-
-@jax.jit
-def _logits_of_blocks(
-    predict: Predict,
-    series: jax.Array,
-    index: jax.Array,
-    first_draws: jax.Array,
-    sigma: jax.Array,
-    key: jax.Array,
-) -> jax.Array:
-    """(blocks * DRAWS_PER_BLOCK, K) logits of one series (T, C)."""
-    example_key = jax.random.fold_in(key, index)
-
-    def block(first_draw: jax.Array) -> jax.Array:
-        draws = first_draw + jnp.arange(DRAWS_PER_BLOCK, dtype=jnp.uint32)
-        draw_keys = jax.vmap(partial(jax.random.fold_in, example_key))(draws)
-        noise = jax.vmap(lambda k: jax.random.normal(k, series.shape))(draw_keys)
-        return mean_logits(predict, series + sigma * noise)
-
-    logits = jax.lax.map(block, first_draws)
-    return logits.reshape(-1, logits.shape[-1])
-
-
-# On the host
 
 
 def top_two(logits: np.ndarray) -> tuple[int, int]:

@@ -47,6 +47,7 @@ __all__ = [
     "count_votes",
     "deep_ensemble",
     "default_batch_size",
+    "draw_logits",
     "mean_logits",
     "self_ensemble",
 ]
@@ -163,11 +164,38 @@ def count_consensus_votes(
     return _without_loss(counts, num_draws, program.indices), asked_all
 
 
+def draw_logits(
+    predict: Predict,
+    x: np.ndarray,
+    *,
+    sigma: float,
+    num_draws: int = 1000,
+    key: jax.Array,
+    batch_size: int = 1000,
+    indices: np.ndarray | None = None,
+    precision: str = "float32",
+) -> np.ndarray:
+    """The logits (N, num_draws, K) whose argmax `count_votes` counts.
+
+    Args, errors: as in `count_votes`.
+    """
+    program = _program(predict, x, sigma, key, batch_size, indices, precision, None)
+    rows, draws = _blocks(len(program.x), 0, num_draws, DRAWS_PER_BLOCK)
+    per_call = max(1, batch_size // DRAWS_PER_BLOCK)
+    calls = _calls(program, _mean_logits, per_call, rows, draws)
+    logits = np.concatenate([logits for _, logits in calls])
+    return logits.reshape(len(program.x), -1, program.num_classes)[:, :num_draws]
+
+
 # What one block computes. draws: (B,) uint32, _NO_DRAW where padded.
 
 
+def _mean_logits(block: "_Block") -> jax.Array:
+    return mean_logits(block.predict, block.noised())
+
+
 def _vote(block: "_Block") -> jax.Array:
-    return block.votes(mean_logits(block.predict, block.noised()))
+    return block.votes(_mean_logits(block))
 
 
 def _vote_of_first(block: "_Block") -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -196,7 +196,7 @@ MUTATIONS = (
     Mutation(
         "mask applied before the noise",
         SMOOTHING,
-        "    return block.votes(mean_logits(block.predict, block.noised()))\n",
+        "    return block.votes(_mean_logits(block))\n",
         "    noised, predict = block.noised(), block.predict\n"
         "    if not isinstance(predict, SelfEnsemble):\n"
         "        return block.votes(mean_logits(predict, noised))\n"
@@ -246,7 +246,7 @@ MUTATIONS = (
     Mutation(
         "every mask has a vote of its own",
         SMOOTHING,
-        "    return block.votes(mean_logits(block.predict, block.noised()))\n",
+        "    return block.votes(_mean_logits(block))\n",
         "    if not isinstance(block.predict, SelfEnsemble):\n"
         "        return block.votes(mean_logits(block.predict, block.noised()))\n"
         "    return sum(block.votes(each) for each in block.predict.logits(block.noised()))\n",

@@ -27,7 +27,7 @@ def test_the_drawn_logits_are_the_counted_votes(num_draws):
         "key": jax.random.key(1),
         "indices": np.array([4, 0, 9]),
     }
-    logits = margins.draw_logits(predict, x, **options)
+    logits = smoothing.draw_logits(predict, x, **options)
     assert logits.shape == (3, num_draws, 3)
     votes = [np.bincount(row.argmax(axis=1), minlength=3) for row in logits]
     np.testing.assert_array_equal(votes, smoothing.count_votes(predict, x, **options))
@@ -37,7 +37,7 @@ def test_the_drawn_logits_are_the_counted_votes(num_draws):
 def test_draws_are_refused_as_counting_refuses_them():
     predict, x = tiny_ensemble()
     with pytest.raises(UserError, match="sigma must be positive"):
-        margins.draw_logits(predict, x, sigma=0, num_draws=10, key=jax.random.key(0))
+        smoothing.draw_logits(predict, x, sigma=0, num_draws=10, key=jax.random.key(0))
 
 
 def test_margins_and_the_two_classes():

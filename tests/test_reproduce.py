@@ -348,16 +348,21 @@ def test_table2_is_counted_in_the_data(tmp_path):
 
 
 def test_table4_reads_the_rates_of_an_attack(tmp_path):
-    record = {"attacks": [{"epsilon": e, "wrong_of_all": e / 2} for e in plan.EPSILONS]}
+    record = {
+        "attacks": [
+            {"epsilon": e, "wrong_of_initially_correct": e / 2, "wrong_of_all": e / 4}
+            for e in plan.EPSILONS
+        ]
+    }
     cell = dataclasses.replace(CELL, dataset="CricketX")
     for attacked in (cell, plan.benign(cell)):
         runs.write_json(tmp_path / attacked.run / "attack-1.json", record)
     grid = dataclasses.replace(GRID, datasets=("CricketX",))
     table = tables.table4(tmp_path, grid, SETTINGS)
     assert column(table, "ensemble") == ["benign"] * 4 + ["single"] * 4 + ["mc"] * 4
-    assert table.texts()[0][-3:] == ["22.0", "12.5", "-9.5"]
+    assert table.texts()[0][-4:] == ["22.0", "12.5", "-9.5", "6.2"]
     assert table.texts()[4][-1] == "not measured"
-    assert table.texts()[11][-3:] == ["39.0", "50.0", "+11.0"]
+    assert table.texts()[11][-4:] == ["39.0", "50.0", "+11.0", "25.0"]
     with pytest.raises(UserError, match="not written by"):
         results.attack_rates({"attacks": [{}]})
 
@@ -466,7 +471,9 @@ def test_from_nothing_to_a_table_a_figure_and_the_theory_check(tmp_path):
     process.send_signal(signal.SIGTERM)  # while it trains
     _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert [o.status for o in jobs.read(tmp_path / "results").values()] == ["interrupted"]
+    # The signal may come just after the training's end; no other job was started in any case.
+    (outcome,) = jobs.read(tmp_path / "results").values()
+    assert outcome.status in ("interrupted", "done")
 
     done = call(tmp_path, "--what=table1,table3,figure3,theory", *TINY, "--report")
     assert {o.status for o in jobs.read(tmp_path / "results").values()} == {"done"}
