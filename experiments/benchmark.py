@@ -5,7 +5,9 @@
     python experiments/benchmark.py --what=scaling
 
 Random series of the data sets' shapes and networks with fresh weights: neither changes the time.
-Without PyTorch the JAX side is measured alone. Writes one table (.md, .csv) and one plot (.png).
+Only how often masks agree depends on them, so a consensus is measured with --run_dir, a trained
+run. Without PyTorch the JAX side is measured alone. Writes one table (.md, .csv) and one plot
+(.png).
 """
 
 import csv
@@ -34,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from selfens_jax import masks, models, plots, runs, smoothing, training
+from selfens_jax import data, masks, models, plots, runs, smoothing, training
 from selfens_jax.errors import UserError
 
 try:
@@ -74,6 +76,11 @@ SIGMA, KEEP, MEMBERS = 0.8, 0.9, 5
 
 flags.DEFINE_list("models", list(models.NAMES), "Architectures.")
 flags.DEFINE_list("datasets", list(DATASETS)[:3], "Data sets whose shapes the series have.")
+flags.DEFINE_string(
+    "run_dir", None, "A trained run, whose network and test series are measured in certify."
+)
+flags.DEFINE_string("data_dir", None, "With --run_dir: a folder in the archive's layout.")
+flags.DEFINE_integer("consensus", 2, "With --run_dir: masks of the consensus measured beside.")
 flags.DEFINE_list("what", ["certify", "train"], f"Any of {', '.join(WHAT)}.")
 flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
 flags.DEFINE_integer("num_masks", 5, "m, masks of the self-ensemble.")
@@ -176,9 +183,29 @@ def check_flags() -> None:
                 raise UserError(f"--{name}: unknown {value!r}; choose from {', '.join(known)}")
         if not FLAGS[name].value:
             raise UserError(f"--{name} is empty")
+    if FLAGS.run_dir is not None:
+        check_run()
     for name in ("num_draws", "num_masks", "num_examples", "repeats"):
         if FLAGS[name].value < 1:
             raise UserError(f"--{name} must be at least 1, not {FLAGS[name].value}")
+
+
+def check_run() -> None:
+    """The run must be the one that --models and --datasets name, of a single network."""
+    config = runs.read_json(Path(FLAGS.run_dir) / "config.json")
+    asked = {"models": [config["model"]], "datasets": [config["data"]["name"]]}
+    for name, value in asked.items():
+        if FLAGS[name].present and FLAGS[name].value != value:
+            raise UserError(
+                f"--run_dir is of --{name}={value[0]}, not {','.join(FLAGS[name].value)}"
+            )
+        FLAGS[name].value = value
+    if config["num_members"] != 1 or FLAGS.datasets[0] not in DATASETS:
+        raise UserError(f"--run_dir must be one network on one of {', '.join(DATASETS)}")
+    if not 2 <= FLAGS.consensus < FLAGS.num_masks:
+        raise UserError(
+            f"--consensus must be from 2 to {FLAGS.num_masks - 1}, not {FLAGS.consensus}"
+        )
 
 
 # Timing
@@ -268,6 +295,9 @@ class Case:
     num_draws: int
     num_masks: int
     num_examples: int
+    run: str = ""  # a trained run, instead of fresh weights and random series
+    data_dir: str | None = None
+    consensus: int = 0
 
     @property
     def shape(self) -> Shape:
@@ -278,7 +308,11 @@ class Case:
         return models.create(self.model, self.shape.num_classes)
 
     def variables(self) -> dict:
-        return fresh_variables(self.net, self.shape.length)
+        fresh = fresh_variables(self.net, self.shape.length)
+        if not self.run:
+            return fresh
+        stacked = runs.load_tree(Path(self.run).absolute() / "checkpoint", models.stack((fresh,)))
+        return models.unstack(stacked)[0]
 
     def masks(self) -> np.ndarray:
         return np.asarray(
@@ -286,6 +320,9 @@ class Case:
         )
 
     def series(self) -> np.ndarray:
+        if self.run:
+            x = data.load(self.dataset, self.data_dir).x_test
+            return x[runs.evenly_spaced(self.num_examples, len(x))]
         shape = (self.num_examples, self.shape.length, 1)
         return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
@@ -315,6 +352,27 @@ def jax_certifier(case: Case) -> Run:
         key=jax.random.key(2),
         batch_size=smoothing.default_batch_size(),
     )
+
+
+def jax_consensus(case: Case) -> Run:
+    return lambda x: count_consensus(case, x)[0]
+
+
+def count_consensus(case: Case, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    ensemble = smoothing.self_ensemble(case.net, loaded(case), case.masks())
+    return smoothing.count_consensus_votes(
+        smoothing.consensus(ensemble, case.consensus),
+        x,
+        sigma=SIGMA,
+        num_draws=case.num_draws,
+        key=jax.random.key(2),
+        batch_size=smoothing.default_batch_size(),
+    )
+
+
+@functools.cache
+def loaded(case: Case) -> dict:
+    return case.variables()
 
 
 def torch_published(case: Case) -> Run:
@@ -351,6 +409,7 @@ def on_each(x: np.ndarray, count: Callable) -> np.ndarray:
 # Every contender, by name. One that must be tuned first takes its setup as a second argument.
 CERTIFIERS: dict[str, Callable[..., Run]] = {
     "jax": jax_certifier,
+    "jax consensus": jax_consensus,
     "torch published": torch_published,
     "torch best float32": torch_best,
     "torch best": torch_best,
@@ -363,13 +422,26 @@ def device() -> str:
 
 def certify(model: str, dataset: str, clock: Clock) -> list[Row]:
     """Seconds an example of every contender."""
-    case = Case(model, dataset, FLAGS.num_draws, FLAGS.num_masks, FLAGS.num_examples)
+    case = Case(
+        model,
+        dataset,
+        FLAGS.num_draws,
+        FLAGS.num_masks,
+        FLAGS.num_examples,
+        FLAGS.run_dir or "",
+        FLAGS.data_dir,
+        FLAGS.consensus,
+    )
     contenders: dict[str, Run] = {}
     arguments: dict[str, tuple] = {}
     compile_seconds: dict[str, float] = {}
     notes = dict.fromkeys(CERTIFIERS, "")
     for name in CERTIFIERS:
-        if name == "jax" or (torch is not None and name == "torch published"):
+        if (
+            name == "jax"
+            or (name == "jax consensus" and case.run)
+            or (torch is not None and name == "torch published")
+        ):
             contenders[name], arguments[name] = CERTIFIERS[name](case), ()
     if torch is not None:
         tuned, trials = tune_certification(case)
@@ -388,7 +460,6 @@ def certify(model: str, dataset: str, clock: Clock) -> list[Row]:
     seconds = alternate(turns | matrix_products(matrix_size()), FLAGS.repeats, clock)
     products, best_rate = matrix_rows("certify", model, dataset, seconds)
 
-    forwards = case.num_draws * case.num_masks
     flop = forward_flop(case)
     rows = []
     for name in contenders:
@@ -405,6 +476,12 @@ def certify(model: str, dataset: str, clock: Clock) -> list[Row]:
         )
         row = fill(row, seconds[name], case.num_examples)
         if row.median_seconds:
+            forwards = case.num_draws * case.num_masks
+            if name == "jax consensus":
+                asked_all = count_consensus(case, x)[1].mean()
+                forwards = case.num_draws * case.consensus
+                forwards += asked_all * (case.num_masks - case.consensus)
+                row.note = f"{forwards / case.num_draws:.3f} forward passes a draw"
             row.forwards_per_second = forwards / row.median_seconds
             row.gflop_per_second = row.forwards_per_second * flop / 1e9
             if best_rate:
