@@ -308,10 +308,9 @@ class Case:
         return models.create(self.model, self.shape.num_classes)
 
     def variables(self) -> dict:
-        fresh = fresh_variables(self.net, self.shape.length)
         if not self.run:
-            return fresh
-        stacked = runs.load_tree(Path(self.run).absolute() / "checkpoint", models.stack((fresh,)))
+            return fresh_variables(self.net, self.shape.length)
+        _, stacked, _ = runs.load_networks(Path(self.run))
         return models.unstack(stacked)[0]
 
     def masks(self) -> np.ndarray:

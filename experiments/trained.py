@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import cli
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -73,13 +71,8 @@ def load_classifier(
     run: Path, config: dict[str, Any], dataset: data.Dataset
 ) -> tuple[smoothing.Predict, dict[str, Any]]:
     """The ensemble to certify, and the part of the settings that says which it is."""
-    model = models.create(config["model"], dataset.num_classes)
+    model, stacked, _ = runs.load_networks(run)
     members, ensemble = config["num_members"], config["ensemble"]
-    one = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *dataset.x_test.shape[1:])))
-    like = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((members, *leaf.shape), leaf.dtype), dict(one)
-    )
-    stacked = runs.load_tree(run / "checkpoint", like)
     known = {"model": config["model"], "ensemble": ensemble, "weights_sha256": runs.digest(stacked)}
     if ensemble == "de":
         return smoothing.deep_ensemble(model, stacked), {**known, "num_members": members}

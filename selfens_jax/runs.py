@@ -36,9 +36,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from orbax.checkpoint import v1 as ocp
 
+from selfens_jax import models
 from selfens_jax.errors import UserError
 
 Path = pathlib.Path
@@ -181,6 +184,25 @@ def load_tree(path: Path, like: Any) -> Any:
         # Orbax's errors for damaged or foreign checkpoints have no common type.
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise UserError(f"the checkpoint {path} cannot be read ({reason}); train again") from error
+
+
+def load_networks(run: Path) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """The architecture of a finished run, its members' variables stacked, and its configuration.
+
+    `models.unstack(variables)` gives each member's; `single`, `mb` and `mc` have one.
+
+    Raises:
+      UserError: if the run is incomplete or damaged.
+    """
+    config = read_json(run / "config.json")
+    source = config["data"]
+    model = models.create(config["model"], len(source["classes"]))
+    x = jnp.zeros((1, source["length"], source["num_channels"]))
+    one = dict(jax.eval_shape(model.init, jax.random.key(0), x))
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((config["num_members"], *leaf.shape), leaf.dtype), one
+    )
+    return model, load_tree(run.absolute() / "checkpoint", like), config
 
 
 def save_progress(run: Path, epoch: int, states: Any, history: Iterable[dict[str, float]]) -> None:
