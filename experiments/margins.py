@@ -18,7 +18,7 @@ from absl import flags
 from plan import ENSEMBLE_SIZES
 from tqdm import tqdm
 
-from selfens_jax import data, margins, masks, runs, smoothing
+from selfens_jax import margins, masks, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
@@ -26,8 +26,7 @@ cli.define_run_flags()
 trained.define_flags()
 for module in (cli, trained):
     flags.adopt_module_key_flags(module)
-flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
-flags.DEFINE_integer("num_examples", 5, "Evenly spaced test series.")
+flags.set_default(flags.FLAGS["num_examples"], 5)
 flags.DEFINE_integer("num_random_masks", 100, "Masks drawn to measure variances over masks.")
 FLAGS = flags.FLAGS
 
@@ -40,10 +39,7 @@ def main() -> None:
     run, config = trained.find_run()
     if config["sigma"] == 0:
         raise UserError(f"the run {run} was trained with sigma 0: there is no noise to draw")
-    dataset = cli.load_data(FLAGS)
-    differences = runs.differences(config, {"data": data.describe(dataset)})
-    if differences:
-        raise UserError(f"{run}: {differences}")
+    dataset = trained.load_data(run, config)
     chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
     predict, classifier = trained.load_classifier(run, config, dataset)
     settings = {
