@@ -313,18 +313,18 @@ def _gathered(
     row: np.ndarray, draw: np.ndarray, first_sum: np.ndarray
 ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
     """Single draws, in the order of their examples, in blocks of UNDECIDED_PER_BLOCK."""
-    rows, parts = [], []
-    for example in np.unique(row):
-        of_example = np.flatnonzero(row == example)
-        for start in range(0, len(of_example), UNDECIDED_PER_BLOCK):
-            rows.append(example)
-            parts.append(of_example[start : start + UNDECIDED_PER_BLOCK])
+    of_examples = np.split(np.arange(len(row)), np.flatnonzero(np.diff(row)) + 1)
+    parts = [
+        of_example[start : start + UNDECIDED_PER_BLOCK]
+        for of_example in of_examples
+        for start in range(0, len(of_example), UNDECIDED_PER_BLOCK)
+    ]
     draws = np.full((len(parts), UNDECIDED_PER_BLOCK), _NO_DRAW)
     sums = np.zeros((*draws.shape, first_sum.shape[-1]), first_sum.dtype)
     for block, part in enumerate(parts):
         draws[block, : len(part)] = draw[part]
         sums[block, : len(part)] = first_sum[part]
-    return np.array(rows, int), (draws, sums)
+    return np.array([row[part[0]] for part in parts], int), (draws, sums)
 
 
 def _calls(
