@@ -178,7 +178,6 @@ def attack_chunk(
             sigma=settings["sigma"],
             num_draws=settings["num_draws"],
             key=stream(settings["noise_seed"], "certification"),
-            batch_size=smoothing.default_batch_size(),
             indices=chunk,
         )
         prediction = counts.argmax(axis=1)

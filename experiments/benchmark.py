@@ -349,7 +349,6 @@ def jax_certifier(case: Case) -> Run:
         sigma=SIGMA,
         num_draws=case.num_draws,
         key=jax.random.key(2),
-        batch_size=smoothing.default_batch_size(),
     )
 
 
@@ -365,7 +364,6 @@ def count_consensus(case: Case, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         sigma=SIGMA,
         num_draws=case.num_draws,
         key=jax.random.key(2),
-        batch_size=smoothing.default_batch_size(),
     )
 
 

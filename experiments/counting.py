@@ -126,7 +126,7 @@ def prepare(draws_per_block: int) -> Job:
         "platform": jax.local_devices()[0].platform,
         "versions": {name: versions[name] for name in ("selfens_jax", "jax")},
     }
-    batch_size = FLAGS.batch_size or smoothing.default_batch_size()
+    batch_size = FLAGS.batch_size or smoothing.default_batch_size(draws_per_block)
     return Job(run, dataset, chosen, predict, settings, batch_size, local_mesh())
 
 

@@ -60,9 +60,9 @@ PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 _NO_DRAW = np.uint32(2**32 - 1)  # fills blocks up; never counted
 
 
-def default_batch_size() -> int:
-    """Noised series in flight that keep this backend busy: an example of n = 1000 on CPU."""
-    return 1000 if jax.default_backend() == "cpu" else 64_000
+def default_batch_size(draws_per_block: int = DRAWS_PER_BLOCK) -> int:
+    """Noised series in flight that keep this backend busy: one block on a CPU."""
+    return draws_per_block if jax.default_backend() == "cpu" else 64_000
 
 
 def count_votes(
@@ -72,7 +72,7 @@ def count_votes(
     sigma: float,
     num_draws: int = 1000,
     key: jax.Array,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     indices: np.ndarray | None = None,
     first_draw: int = 0,
     draws_per_block: int = DRAWS_PER_BLOCK,
@@ -91,7 +91,7 @@ def count_votes(
       num_draws: n, noise draws an example.
       key: the random key of the noise.
       batch_size: noised series in flight in one call (times m masks inside `predict`): it
-        bounds memory and changes no count.
+        bounds memory and changes no count; `default_batch_size` if None.
       indices: (N,) each example's index in its data set, which keys its noise; 0..N-1 if None.
       first_draw: the first draw's number: the counts of draws [0, a) and [a, b) add up to those
         of [0, b).
@@ -109,10 +109,12 @@ def count_votes(
         or a draw outside [0, 2**32 - 1), an unknown precision, num_draws, batch_size or
         draws_per_block below 1, or a network that returns NaN.
     """
-    program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
+    program = _program(
+        predict, x, sigma, key, batch_size, draws_per_block, indices, precision, mesh
+    )
     rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
     counts = np.zeros((len(program.x), program.num_classes), np.int64)
-    per_call = max(1, batch_size // draws_per_block)
+    per_call = max(1, program.batch_size // draws_per_block)
     for some, votes in _calls(program, _vote, per_call, rows, draws):
         np.add.at(counts, rows[some], votes)
     return _without_loss(counts, num_draws, program.indices)
@@ -125,7 +127,7 @@ def count_consensus_votes(
     sigma: float,
     num_draws: int = 1000,
     key: jax.Array,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     indices: np.ndarray | None = None,
     first_draw: int = 0,
     draws_per_block: int = DRAWS_PER_BLOCK,
@@ -144,10 +146,12 @@ def count_consensus_votes(
     Returns:
       (N, K) int64 counts, and (N,) int64 the number of draws that needed every member.
     """
-    program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
+    program = _program(
+        predict, x, sigma, key, batch_size, draws_per_block, indices, precision, mesh
+    )
     rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
     counts = np.zeros((len(program.x), program.num_classes), np.int64)
-    per_call = max(1, batch_size // draws_per_block)
+    per_call = max(1, program.batch_size // draws_per_block)
     undecided = []
     for some, (votes, asks, sums) in _calls(program, _vote_of_first, per_call, rows, draws):
         np.add.at(counts, rows[some], votes)
@@ -157,7 +161,7 @@ def count_consensus_votes(
 
     rows, (draws, sums) = _gathered(row, draw, first_sum)
     # Padding blocks cost as much as others, and few draws come here: few blocks in a call.
-    per_call = max(1, batch_size // (50 * UNDECIDED_PER_BLOCK))
+    per_call = max(1, program.batch_size // (50 * UNDECIDED_PER_BLOCK))
     for some, votes in _calls(program, _vote_of_all, per_call, rows, draws, sums):
         np.add.at(counts, rows[some], votes)
     asked_all = np.bincount(row, minlength=len(counts))
@@ -171,7 +175,7 @@ def draw_logits(
     sigma: float,
     num_draws: int = 1000,
     key: jax.Array,
-    batch_size: int = 1000,
+    batch_size: int | None = None,
     indices: np.ndarray | None = None,
     precision: str = "float32",
 ) -> np.ndarray:
@@ -179,9 +183,11 @@ def draw_logits(
 
     Args, errors: as in `count_votes`.
     """
-    program = _program(predict, x, sigma, key, batch_size, indices, precision, None)
+    program = _program(
+        predict, x, sigma, key, batch_size, DRAWS_PER_BLOCK, indices, precision, None
+    )
     rows, draws = _blocks(len(program.x), 0, num_draws, DRAWS_PER_BLOCK)
-    per_call = max(1, batch_size // DRAWS_PER_BLOCK)
+    per_call = max(1, program.batch_size // DRAWS_PER_BLOCK)
     calls = _calls(program, _mean_logits, per_call, rows, draws)
     logits = np.concatenate([logits for _, logits in calls])
     return logits.reshape(len(program.x), -1, program.num_classes)[:, :num_draws]
@@ -250,6 +256,7 @@ class _Program:
     indices: np.ndarray
     sigma: np.float32
     key: jax.Array
+    batch_size: int
     num_classes: int
     precision: str
     mesh: Mesh | None
@@ -260,11 +267,13 @@ def _program(
     x: np.ndarray,
     sigma: float,
     key: jax.Array,
-    batch_size: int,
+    batch_size: int | None,
+    draws_per_block: int,
     indices: np.ndarray | None,
     precision: str,
     mesh: Mesh | None,
 ) -> _Program:
+    batch_size = default_batch_size(draws_per_block) if batch_size is None else batch_size
     x = np.asarray(x, np.float32)
     indices = np.arange(len(x)) if indices is None else np.asarray(indices)
     if x.ndim != 3:
@@ -285,7 +294,15 @@ def _program(
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
     num_classes = jax.eval_shape(_logits, predict, one).shape[-1]
     return _Program(
-        predict, x, indices.astype(np.uint32), _round_up(sigma), key, num_classes, precision, mesh
+        predict=predict,
+        x=x,
+        indices=indices.astype(np.uint32),
+        sigma=_round_up(sigma),
+        key=key,
+        batch_size=batch_size,
+        num_classes=num_classes,
+        precision=precision,
+        mesh=mesh,
     )
 
 
