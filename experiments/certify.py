@@ -98,7 +98,7 @@ def count(processes: tuple[int, int]) -> tuple[Counts, Path]:
     """Counts the votes of the run that the flags name, going on where an earlier call stopped."""
     if FLAGS.num_draws < 1:
         raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
-    job = counting.prepare(smoothing.DRAWS_PER_BLOCK)
+    job = counting.prepare(smoothing.DRAWS_PER_BLOCK, smoothing.default_batch_size())
     settings = {**job.settings, "num_draws": FLAGS.num_draws}
     labels, num_classes = job.dataset.y_test, job.dataset.num_classes
 

@@ -98,8 +98,8 @@ class Job:
         return counts, num_draws * first + asked_all * (self.num_members - first)
 
 
-def prepare(draws_per_block: int) -> Job:
-    """The job that the flags describe.
+def prepare(draws_per_block: int, batch_size: int) -> Job:
+    """The job that the flags describe; `batch_size` if --batch_size is not given.
 
     Raises:
       UserError: if there is no such run, or the flags contradict it or each other.
@@ -126,7 +126,7 @@ def prepare(draws_per_block: int) -> Job:
         "platform": jax.local_devices()[0].platform,
         "versions": {name: versions[name] for name in ("selfens_jax", "jax")},
     }
-    batch_size = FLAGS.batch_size or smoothing.default_batch_size(draws_per_block)
+    batch_size = FLAGS.batch_size or batch_size
     return Job(run, dataset, chosen, predict, settings, batch_size, local_mesh())
 
 

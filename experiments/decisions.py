@@ -17,7 +17,7 @@ from absl import flags
 from selfens_jax import runs, sequential
 from selfens_jax.certificates import ABSTAIN
 from selfens_jax.errors import UserError
-from selfens_jax.smoothing import DRAWS_PER_BLOCK
+from selfens_jax.smoothing import DRAWS_PER_BLOCK, default_batch_size
 
 FLAGS = flags.FLAGS
 
@@ -46,7 +46,9 @@ def decide(processes: tuple[int, int]) -> None:
     Raises:
       UserError: for flags outside their range, or a budget with which nothing could be certified.
     """
-    block = 20 if jax.default_backend() == "cpu" else DRAWS_PER_BLOCK
+    # On a CPU few draws at a time, one block a call, whose one program serves every batch.
+    on_cpu = jax.default_backend() == "cpu"
+    block = 20 if on_cpu else DRAWS_PER_BLOCK
     edges = sequential.batches(block, block, max_draws=FLAGS.max_draws, block=block)
     _, config = trained.find_run()
     p0 = sequential.certified_share(FLAGS.target_radius, config["sigma"])
@@ -56,7 +58,7 @@ def decide(processes: tuple[int, int]) -> None:
             f"--max_draws={FLAGS.max_draws} cannot certify radius {FLAGS.target_radius:g} even if "
             "all votes agree; raise it, or lower the radius"
         )
-    job = counting.prepare(block)
+    job = counting.prepare(block, block if on_cpu else default_batch_size())
     settings = {
         **job.settings,
         "target_radius": FLAGS.target_radius,

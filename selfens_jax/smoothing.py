@@ -60,9 +60,9 @@ PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 _NO_DRAW = np.uint32(2**32 - 1)  # fills blocks up; never counted
 
 
-def default_batch_size(draws_per_block: int = DRAWS_PER_BLOCK) -> int:
-    """Noised series in flight that keep this backend busy: one block on a CPU."""
-    return draws_per_block if jax.default_backend() == "cpu" else 64_000
+def default_batch_size() -> int:
+    """Noised series in flight that keep this backend busy: an example of n = 1000 on a CPU."""
+    return 1000 if jax.default_backend() == "cpu" else 64_000
 
 
 def count_votes(
@@ -109,9 +109,7 @@ def count_votes(
         or a draw outside [0, 2**32 - 1), an unknown precision, num_draws, batch_size or
         draws_per_block below 1, or a network that returns NaN.
     """
-    program = _program(
-        predict, x, sigma, key, batch_size, draws_per_block, indices, precision, mesh
-    )
+    program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
     rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
     counts = np.zeros((len(program.x), program.num_classes), np.int64)
     per_call = max(1, program.batch_size // draws_per_block)
@@ -146,9 +144,7 @@ def count_consensus_votes(
     Returns:
       (N, K) int64 counts, and (N,) int64 the number of draws that needed every member.
     """
-    program = _program(
-        predict, x, sigma, key, batch_size, draws_per_block, indices, precision, mesh
-    )
+    program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
     rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
     counts = np.zeros((len(program.x), program.num_classes), np.int64)
     per_call = max(1, program.batch_size // draws_per_block)
@@ -183,9 +179,7 @@ def draw_logits(
 
     Args, errors: as in `count_votes`.
     """
-    program = _program(
-        predict, x, sigma, key, batch_size, DRAWS_PER_BLOCK, indices, precision, None
-    )
+    program = _program(predict, x, sigma, key, batch_size, indices, precision, None)
     rows, draws = _blocks(len(program.x), 0, num_draws, DRAWS_PER_BLOCK)
     per_call = max(1, program.batch_size // DRAWS_PER_BLOCK)
     calls = _calls(program, _mean_logits, per_call, rows, draws)
@@ -268,12 +262,11 @@ def _program(
     sigma: float,
     key: jax.Array,
     batch_size: int | None,
-    draws_per_block: int,
     indices: np.ndarray | None,
     precision: str,
     mesh: Mesh | None,
 ) -> _Program:
-    batch_size = default_batch_size(draws_per_block) if batch_size is None else batch_size
+    batch_size = default_batch_size() if batch_size is None else batch_size
     x = np.asarray(x, np.float32)
     indices = np.arange(len(x)) if indices is None else np.asarray(indices)
     if x.ndim != 3:
@@ -354,8 +347,13 @@ def _calls(
 ) -> Iterator[tuple[np.ndarray, Any]]:
     """Computes blocks, `per_call` at a time: yields (which blocks, their results), in order."""
     devices = 1 if program.mesh is None else program.mesh.size
-    # Few blocks fill up to a power of two: a handful of programs, whatever their number.
-    per_call = min(per_call, 1 << max(0, len(rows) - 1).bit_length())
+    if not len(rows):
+        return
+    # Calls as equal as can be pad least. Elsewhere than on a CPU padding is cheaper than a program
+    # for every number of blocks: those fill up to a power of two.
+    per_call = -(-len(rows) // -(-len(rows) // per_call))
+    if jax.default_backend() != "cpu":
+        per_call = 1 << (per_call - 1).bit_length()
     per_call = -(-per_call // devices) * devices
     in_flight: collections.deque[tuple[np.ndarray, Any]] = collections.deque()
 
