@@ -943,6 +943,8 @@ def _points(part: Any, rows: list[Row], what: str) -> None:
     )
     unit = "an example" if what == "certify" else "a step"
     axes.set(yscale="log", ylabel=f"seconds {unit}", title=TABLE_HEADS[what])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize=7, ncols=max(1, len(names)), loc="upper left")
     axes.margins(y=0.25)

@@ -69,7 +69,8 @@ def figure2() -> Drawing:
         "figure2",
         "Figure 2: L² against p_A",
         "Theorem 4.1 (Eq. 6) at several orders alpha of the Renyi divergence, at the best order, "
-        "and Cohen's bound, which no valid bound exceeds. Computed; nothing is measured.",
+        "and Cohen's bound, which no valid bound exceeds. For p_B = 1 - p_A orders near 1 and 2 "
+        "coincide: both are -log(4 p_A p_B). Computed; nothing is measured.",
         figure,
     )
 

@@ -26,7 +26,7 @@ cli.define_run_flags()
 trained.define_flags()
 for module in (cli, trained):
     flags.adopt_module_key_flags(module)
-flags.set_default(flags.FLAGS["num_examples"], 5)
+flags.FLAGS.set_default("num_examples", 5)
 flags.DEFINE_integer("num_random_masks", 100, "Masks drawn to measure variances over masks.")
 FLAGS = flags.FLAGS
 
