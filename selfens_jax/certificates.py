@@ -61,7 +61,8 @@ import decimal
 import math
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy  # loads stats and optimize, which take a second, only where they are used
+from scipy import special
 
 from selfens_jax.errors import UserError, check_alpha, check_counts, check_sigma
 
@@ -202,7 +203,7 @@ def goodman_intervals(counts, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """
     counts, alpha = check_counts(counts), check_alpha(alpha)
     n = counts.sum(axis=-1, keepdims=True)
-    q = stats.chi2.isf(alpha / counts.shape[-1], df=1)
+    q = scipy.stats.chi2.isf(alpha / counts.shape[-1], df=1)
     half = np.sqrt(q * (q + 4 * counts * ((n - counts) / n)))
     lower, upper = q + 2 * counts - half, q + 2 * counts + half
     return np.clip(lower / (2 * (n + q)), 0, 1), np.clip(upper / (2 * (n + q)), 0, 1)
@@ -226,15 +227,15 @@ def sison_glaz_intervals(counts, alpha: float, as_in_r=False) -> tuple[np.ndarra
     # nu(c) = prod_i P(|X_i - x_i| <= c) * density / P(Poisson(n) = n), with X_i ~ Poisson(x_i) and
     # the density of the sum of the truncated X_i at n from an Edgeworth expansion. `raw[r]` sums
     # (X - x)^r over the window; taken about x, not about 0, so that no digits cancel.
-    raw = [stats.poisson.pmf(x, x)] + [np.zeros(x.shape)] * 4
+    raw = [scipy.stats.poisson.pmf(x, x)] + [np.zeros(x.shape)] * 4
     nu = np.zeros(n.shape)
     reached = np.zeros(n.shape, bool)
     width, delta = n.astype(np.float64), np.zeros(n.shape)
     # Forty standard deviations on, the window holds all of the distribution and nu stays put.
     for c in range(1, 10 + int(40 * math.sqrt(n.max(initial=1)))):
-        above, below = stats.poisson.pmf(x + c, x), stats.poisson.pmf(x - c, x)
+        above, below = scipy.stats.poisson.pmf(x + c, x), scipy.stats.poisson.pmf(x - c, x)
         raw = [raw[r] + float(c) ** r * (above + (-1) ** r * below) for r in range(5)]
-        previous, nu = nu, _probability_of_sum(raw, as_in_r) / stats.poisson.pmf(n, n)
+        previous, nu = nu, _probability_of_sum(raw, as_in_r) / scipy.stats.poisson.pmf(n, n)
         new = ~reached & (nu > 1 - alpha)
         width[new] = c - 1
         delta[new] = (1 - alpha - previous[new]) / (nu[new] - previous[new])
@@ -263,7 +264,7 @@ def _probability_of_sum(raw: list[np.ndarray], as_in_r: bool) -> np.ndarray:
     edgeworth = 1 + g1 / 6 * (z**3 - 3 * z) + g2 / 24 * (z**4 - 6 * z**2 + 3)
     if not as_in_r:
         edgeworth += g1**2 / 72 * (z**6 - 15 * z**4 + 45 * z**2 - 15)
-    return mass.prod(axis=-1) * stats.norm.pdf(z) * edgeworth / np.sqrt(total)
+    return mass.prod(axis=-1) * scipy.stats.norm.pdf(z) * edgeworth / np.sqrt(total)
 
 
 def cohen_radius(p_a, p_b, sigma: float) -> np.ndarray:
@@ -303,7 +304,7 @@ def _best_renyi_squared(p_a: float, p_b: float) -> float:
     if np.isinf(on_grid[best]):
         return math.inf
     bracket = log_orders[max(best - 1, 0)], log_orders[min(best + 1, len(log_orders) - 1)]
-    refined = optimize.minimize_scalar(
+    refined = scipy.optimize.minimize_scalar(
         lambda t: -renyi_squared(1 + np.exp(t), p_a, p_b), bounds=bracket, method="bounded"
     )
     on_paper_grid = renyi_squared(PAPER_ORDERS, p_a, p_b).max()
