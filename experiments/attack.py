@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import cli
-import jax
 import numpy as np
 import trained
 from absl import flags
@@ -60,19 +59,13 @@ def main() -> None:
     chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
     predict, classifier = trained.load_classifier(run, config, dataset)
     draws = {"attack_draws": FLAGS.attack_draws, "num_draws": FLAGS.num_draws}
-    versions = runs.versions()
     settings = {
-        **classifier,
-        "data": config["data"],
-        "sigma": config["sigma"],
+        **trained.settings_of(config, classifier),
         "target": target,
         "epsilons": epsilons,
         "steps": FLAGS.steps,
         "restarts": FLAGS.restarts,
         **(draws if target == "smoothed" else {}),
-        "noise_seed": config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed,
-        "platform": jax.devices()[0].platform,
-        "versions": {name: versions[name] for name in ("selfens_jax", "jax")},
     }
     name = f"attack-{target}-{len(chosen)}ex-{runs.digest([settings, chosen])[:10]}"
     file, pieces = run / f"{name}.npz", run / name

@@ -908,10 +908,8 @@ def markdown(rows: list[Row], facts: dict[str, str]) -> str:
 
 def figure(rows: list[Row], facts: dict[str, str]) -> bytes:
     """A PNG with one line of panels for certification, one for training, one for scaling."""
-    from matplotlib.figure import Figure
-
     parts = [what for what in WHAT if any(row.what == what for row in rows)]
-    drawn = Figure(figsize=(9.6, 3.6 * len(parts)), layout="constrained")
+    drawn = plots.new_figure(9.6, 3.6 * len(parts))
     panels = drawn.subfigures(len(parts), 1, squeeze=False)[:, 0]
     for what, part in zip(parts, panels, strict=True):
         some = [row for row in rows if row.what == what and row.median_seconds]

@@ -2,7 +2,6 @@
 
     python experiments/certify.py --ensemble=mc
     python experiments/certify.py --from_counts=runs/.../counts-....npz --alpha=0.01
-
     python experiments/certify.py --ensemble=mc --target_radius=0.4
 
 A killed command, started again, goes on and ends with the same files.
@@ -73,10 +72,7 @@ def main() -> None:
 
 
 def check_flags() -> None:
-    """
-    Raises:
-      UserError: for flags that do not fit together or lie outside their range.
-    """
+    """Raises UserError for flags that do not fit together or lie outside their range."""
     if not 0 < FLAGS.alpha < 1:
         raise UserError(f"--alpha must be between 0 and 1, not {FLAGS.alpha}")
     if FLAGS.paper:
@@ -98,7 +94,8 @@ def count(processes: tuple[int, int]) -> tuple[Counts, Path]:
     """Counts the votes of the run that the flags name, going on where an earlier call stopped."""
     if FLAGS.num_draws < 1:
         raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
-    job = counting.prepare(smoothing.DRAWS_PER_BLOCK, smoothing.default_batch_size())
+    run, config = trained.find_run(noisy=True)
+    job = counting.prepare(run, config, smoothing.DRAWS_PER_BLOCK, smoothing.default_batch_size())
     settings = {**job.settings, "num_draws": FLAGS.num_draws}
     labels, num_classes = job.dataset.y_test, job.dataset.num_classes
 
@@ -201,14 +198,12 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
     correct = certified.prediction == counted.labels
     table = summary(counted, certified)
 
-    classes = source["classes"]
-    abstain = "abstain" if "-1" in classes else "-1"
-    names = [*classes, abstain]  # a prediction of -1 picks the last
+    names = cli.class_names(source)
     rows = [["idx", "label", "predict", "radius", "correct", "time"]]
     rows += [
         [
             str(index),
-            classes[label],
+            names[label],
             names[prediction],
             certificates.format_radius(radius),
             str(int(right)),
@@ -236,7 +231,7 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
             "bound": certified.bound,
             "radius_units": f"L2 norm, in the units of the series (scaling: {source['scaling']})",
             "num_examples": len(counted.indices),
-            "abstain": abstain,
+            "abstain": names[certificates.ABSTAIN],
             "counts": f"counts-{name}.npz",
             "settings": settings,
             # JSON has no NaN (no correct prediction) and no infinity (Sison-Glaz): as text.
@@ -251,12 +246,8 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
         folder / f"{stem}.png", plots.certified_accuracy_curve(curve, title, note=note)
     )
 
-    print(title)
-    print(f"  {certified.statement}")
-    print(f"  series: {cli.provenance(source)}; radii are L2 norms in their units")
-    for what, value, form in table:
-        print(f"  {what:<44} {value:{form}}")
-    print(f"  written to {folder / stem}.tsv (.json, .png)")
+    written = f"{folder / stem}.tsv (.json, .png)"
+    cli.print_summary(title, certified.statement, source, table, written)
 
 
 def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple[str, float, str]]:

@@ -3,7 +3,7 @@
 import functools
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,28 @@ def provenance(source: dict[str, Any]) -> str:
     """A line on the data of a record (`data.describe`)."""
     origin = "GENERATED, not the archive's" if source["source"] == "generated" else source["source"]
     return f"{source['name']} ({origin}), scaling {source['scaling']}"
+
+
+def class_names(source: dict[str, Any]) -> list[str]:
+    """The classes of a record's data, and last, where a prediction of -1 finds it, abstention."""
+    classes = source["classes"]
+    return [*classes, "abstain" if "-1" in classes else "-1"]
+
+
+def print_summary(
+    title: str,
+    statement: str,
+    source: dict[str, Any],
+    table: Sequence[tuple[str, float, str]],
+    written: str,
+) -> None:
+    """Prints what certificates come to; table: (what, value, format of the value)."""
+    print(title)
+    print(f"  {statement}")
+    print(f"  series: {provenance(source)}; radii are L2 norms in their units")
+    for what, value, form in table:
+        print(f"  {what:<44} {value:{form}}")
+    print(f"  written to {written}")
 
 
 def say(line: str) -> None:

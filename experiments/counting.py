@@ -98,15 +98,12 @@ class Job:
         return counts, num_draws * first + asked_all * (self.num_members - first)
 
 
-def prepare(draws_per_block: int, batch_size: int) -> Job:
-    """The job that the flags describe; `batch_size` if --batch_size is not given.
+def prepare(run: Path, config: dict[str, Any], draws_per_block: int, batch_size: int) -> Job:
+    """The job that the flags ask of a run; `batch_size` if --batch_size is not given.
 
     Raises:
-      UserError: if there is no such run, or the flags contradict it or each other.
+      UserError: if the flags contradict the run or each other.
     """
-    run, config = trained.find_run()
-    if config["sigma"] == 0:
-        raise UserError(f"the run {run} was trained with sigma 0: without noise there is no radius")
     if FLAGS.precision != "float32" and jax.default_backend() == "cpu":
         raise UserError(f"--precision={FLAGS.precision}: a CPU computes in float32; leave it out")
     dataset = trained.load_data(run, config)
@@ -115,16 +112,10 @@ def prepare(draws_per_block: int, batch_size: int) -> Job:
     if FLAGS.consensus is not None:
         predict = smoothing.consensus(predict, FLAGS.consensus)
         classifier["consensus"] = FLAGS.consensus
-    versions = runs.versions()
     settings = {
-        **classifier,
-        "data": config["data"],
-        "sigma": config["sigma"],
-        "noise_seed": config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed,
+        **trained.settings_of(config, classifier),
         "draws_per_block": draws_per_block,
         "precision": FLAGS.precision,
-        "platform": jax.local_devices()[0].platform,
-        "versions": {name: versions[name] for name in ("selfens_jax", "jax")},
     }
     batch_size = FLAGS.batch_size or batch_size
     return Job(run, dataset, chosen, predict, settings, batch_size, local_mesh())
@@ -155,12 +146,11 @@ def start_processes() -> tuple[int, int]:
 
 def local_mesh() -> jax.sharding.Mesh | None:
     """All devices of this process, if it has several."""
-    devices = np.array(jax.local_devices())
-    if devices.size == 1:
+    devices = jax.local_devices()
+    if len(devices) == 1:
         return None
-    return jax.sharding.Mesh(
-        devices, ("blocks",), axis_types=(jax.sharding.AxisType.Auto,) * devices.ndim
-    )
+    automatic = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((len(devices),), ("blocks",), axis_types=automatic, devices=devices)
 
 
 def measure_examples(

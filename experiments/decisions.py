@@ -50,7 +50,7 @@ def decide(processes: tuple[int, int]) -> None:
     on_cpu = jax.default_backend() == "cpu"
     block = 20 if on_cpu else DRAWS_PER_BLOCK
     edges = sequential.batches(block, block, max_draws=FLAGS.max_draws, block=block)
-    _, config = trained.find_run()
+    run, config = trained.find_run(noisy=True)
     p0 = sequential.certified_share(FLAGS.target_radius, config["sigma"])
     most = edges[-1] - edges[0]
     if sequential.decide(most, most, p0, FLAGS.alpha) == sequential.OPEN:
@@ -58,7 +58,7 @@ def decide(processes: tuple[int, int]) -> None:
             f"--max_draws={FLAGS.max_draws} cannot certify radius {FLAGS.target_radius:g} even if "
             "all votes agree; raise it, or lower the radius"
         )
-    job = counting.prepare(block, block if on_cpu else default_batch_size())
+    job = counting.prepare(run, config, block, block if on_cpu else default_batch_size())
     settings = {
         **job.settings,
         "target_radius": FLAGS.target_radius,
@@ -120,8 +120,7 @@ def report(
 ) -> None:
     """Writes the decisions and their record; prints what they come to."""
     source, members = settings["data"], job.num_members
-    classes = source["classes"]
-    abstain = "abstain" if "-1" in classes else "-1"
+    names = cli.class_names(source)
     forwards, candidate, _, tested, decision = values.T
     draws = num_selection + tested
     certified = decision == sequential.CERTIFIED
@@ -134,8 +133,8 @@ def report(
     rows += [
         [
             str(job.chosen[i]),
-            classes[labels[i]],
-            [*classes, abstain][prediction[i]],
+            names[labels[i]],
+            names[prediction[i]],
             NAMES[decision[i]],
             str(draws[i]),
             str(forwards[i]),
@@ -167,14 +166,10 @@ def report(
             "alpha": settings["alpha"],
             "radius_units": f"L2 norm, in the units of the series (scaling: {source['scaling']})",
             "num_examples": len(values),
-            "abstain": abstain,
+            "abstain": names[ABSTAIN],
             "settings": settings,
             "summary": {what: float(value) for what, value, _ in table},
         },
     )
-    print(counting.title_of(settings, len(values)))
-    print(f"  {statement}")
-    print(f"  series: {cli.provenance(source)}; radii are L2 norms in their units")
-    for what, value, form in table:
-        print(f"  {what:<44} {value:{form}}")
-    print(f"  written to {stem}.tsv (.json)")
+    title = counting.title_of(settings, len(values))
+    cli.print_summary(title, statement, source, table, f"{stem}.tsv (.json)")

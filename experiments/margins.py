@@ -36,21 +36,15 @@ def main() -> None:
         raise UserError(f"--num_draws must be at least 4, not {FLAGS.num_draws}")
     if FLAGS.num_random_masks < 2:
         raise UserError(f"--num_random_masks must be at least 2, not {FLAGS.num_random_masks}")
-    run, config = trained.find_run()
-    if config["sigma"] == 0:
-        raise UserError(f"the run {run} was trained with sigma 0: there is no noise to draw")
+    run, config = trained.find_run(noisy=True)
     dataset = trained.load_data(run, config)
     chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
     predict, classifier = trained.load_classifier(run, config, dataset)
     settings = {
-        **classifier,
-        "data": config["data"],
-        "sigma": config["sigma"],
+        **trained.settings_of(config, classifier),
         "num_draws": FLAGS.num_draws,
-        "noise_seed": config["seed"],
         "indices": chosen.tolist(),
         "num_random_masks": FLAGS.num_random_masks,
-        "versions": runs.versions(),
     }
     file = run / f"margins-n{FLAGS.num_draws}-{runs.digest(settings)[:10]}.npz"
     if file.with_suffix(".json").exists():

@@ -1,9 +1,10 @@
-"""What certify.py and attack.py share: the trained run that the flags name, and its classifier."""
+"""What the commands that use a trained run share: finding it, and making its classifier."""
 
 from pathlib import Path
 from typing import Any
 
 import cli
+import jax
 import numpy as np
 from absl import flags
 
@@ -24,11 +25,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_examples", None, "Take this many evenly spaced test examples.")
 
 
-def find_run() -> tuple[Path, dict[str, Any]]:
+def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
     """The run directory that the flags name and its configuration, which must agree with them.
 
     Raises:
-      UserError: if there is none, if it is unfinished, or if a flag contradicts it.
+      UserError: if there is none, if it is unfinished, if a flag contradicts it, or if it must be
+        `noisy` and was trained with sigma 0.
     """
     asked = {name: FLAGS[name].value for name in ("model", "ensemble", "sigma", "keep", "seed")}
     if FLAGS.run_dir is None:
@@ -49,6 +51,8 @@ def find_run() -> tuple[Path, dict[str, Any]]:
     differences = runs.differences(config, asked)
     if differences:
         raise UserError(f"the run {run} was trained otherwise: {differences}")
+    if noisy and config["sigma"] == 0:
+        raise UserError(f"the run {run} was trained with sigma 0: without noise there is no radius")
     return run, config
 
 
@@ -65,6 +69,19 @@ def load_data(run: Path, config: dict[str, Any]) -> data.Dataset:
     if differences:
         raise UserError(f"{run}: {differences}")
     return dataset
+
+
+def settings_of(config: dict[str, Any], classifier: dict[str, Any]) -> dict[str, Any]:
+    """What every result of a run depends on, whatever is asked of its classifier."""
+    versions = runs.versions()
+    return {
+        **classifier,
+        "data": config["data"],
+        "sigma": config["sigma"],
+        "noise_seed": config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed,
+        "platform": jax.local_devices()[0].platform,
+        "versions": {name: versions[name] for name in ("selfens_jax", "jax")},
+    }
 
 
 def load_classifier(

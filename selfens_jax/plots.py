@@ -81,14 +81,12 @@ def perturbations(
       adversarial: for each row's heading, the (T, C) series of that attack.
       note: small print below the axes.
     """
-    from matplotlib.figure import Figure
-
     last = list(adversarial.values())[-1]
     channel = int(np.linalg.norm(last - original, axis=0).argmax())
     value = "value" if original.shape[1] == 1 else f"value, channel {channel + 1}"
 
     rows = len(adversarial)
-    figure = Figure(figsize=(9.6, 1.2 + 2.1 * rows), layout="constrained")
+    figure = new_figure(9.6, 1.2 + 2.1 * rows)
     axes = figure.subplots(rows, 2, sharex=True, sharey="col", squeeze=False)
     for (both, difference), (heading, series) in zip(axes, adversarial.items(), strict=True):
         both.plot(original[:, channel], color=COLOURS[0], label="original")

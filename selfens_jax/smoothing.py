@@ -112,8 +112,7 @@ def count_votes(
     program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
     rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
     counts = np.zeros((len(program.x), program.num_classes), np.int64)
-    per_call = max(1, program.batch_size // draws_per_block)
-    for some, votes in _calls(program, _vote, per_call, rows, draws):
+    for some, votes in _calls(program, _vote, rows, draws):
         np.add.at(counts, rows[some], votes)
     return _without_loss(counts, num_draws, program.indices)
 
@@ -147,9 +146,8 @@ def count_consensus_votes(
     program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
     rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
     counts = np.zeros((len(program.x), program.num_classes), np.int64)
-    per_call = max(1, program.batch_size // draws_per_block)
     undecided = []
-    for some, (votes, asks, sums) in _calls(program, _vote_of_first, per_call, rows, draws):
+    for some, (votes, asks, sums) in _calls(program, _vote_of_first, rows, draws):
         np.add.at(counts, rows[some], votes)
         block, place = np.nonzero(asks)
         undecided.append((rows[some][block], draws[some][block, place], sums[block, place]))
@@ -157,8 +155,7 @@ def count_consensus_votes(
 
     rows, (draws, sums) = _gathered(row, draw, first_sum)
     # Padding blocks cost as much as others, and few draws come here: few blocks in a call.
-    per_call = max(1, program.batch_size // (50 * UNDECIDED_PER_BLOCK))
-    for some, votes in _calls(program, _vote_of_all, per_call, rows, draws, sums):
+    for some, votes in _calls(program, _vote_of_all, rows, draws, sums, share=0.02):
         np.add.at(counts, rows[some], votes)
     asked_all = np.bincount(row, minlength=len(counts))
     return _without_loss(counts, num_draws, program.indices), asked_all
@@ -181,8 +178,7 @@ def draw_logits(
     """
     program = _program(predict, x, sigma, key, batch_size, indices, precision, None)
     rows, draws = _blocks(len(program.x), 0, num_draws, DRAWS_PER_BLOCK)
-    per_call = max(1, program.batch_size // DRAWS_PER_BLOCK)
-    calls = _calls(program, _mean_logits, per_call, rows, draws)
+    calls = _calls(program, _mean_logits, rows, draws)
     logits = np.concatenate([logits for _, logits in calls])
     return logits.reshape(len(program.x), -1, program.num_classes)[:, :num_draws]
 
@@ -340,15 +336,19 @@ def _gathered(
 def _calls(
     program: _Program,
     compute: Callable,
-    per_call: int,
     rows: np.ndarray,
     draws: np.ndarray,
     *more: np.ndarray,
+    share: float = 1.0,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """Computes blocks, `per_call` at a time: yields (which blocks, their results), in order."""
+    """Computes blocks, this share of the batch size at a time.
+
+    Yields (which blocks, their results), in order.
+    """
     devices = 1 if program.mesh is None else program.mesh.size
     if not len(rows):
         return
+    per_call = max(1, int(share * program.batch_size) // draws.shape[1])
     # Calls as equal as can be pad least. Elsewhere than on a CPU padding is cheaper than a program
     # for every number of blocks: those fill up to a power of two.
     per_call = -(-len(rows) // -(-len(rows) // per_call))

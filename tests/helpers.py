@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 from scipy import stats
 
@@ -72,3 +73,9 @@ def assert_binomial(successes: int, trials: int, p: float, error: float) -> None
     """The count is neither too small nor too large for Bin(trials, p); exact, two-sided."""
     low, high = stats.binom.ppf([error / 2, 1 - error / 2], trials, p)
     assert low <= successes <= high
+
+
+def mesh_of(devices: int) -> jax.sharding.Mesh:
+    if jax.device_count() < devices:
+        pytest.skip(f"needs {devices} devices")
+    return jax.make_mesh((devices,), ("draws",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import assert_binomial, init
+from helpers import assert_binomial, init, mesh_of
 from scipy import integrate, stats
 
 from selfens_jax import masks, models, smoothing
@@ -90,11 +90,8 @@ def test_counts_do_not_depend_on_the_other_examples_and_the_cut(consensus, count
 
 
 def test_counts_do_not_depend_on_the_devices(consensus, counted, x):
-    if jax.device_count() < 8:
-        pytest.skip("needs 8 devices")
-    mesh = jax.make_mesh((8,), ("draws",), axis_types=(jax.sharding.AxisType.Auto,))
     again = smoothing.count_consensus_votes(
-        consensus, x, sigma=SIGMA, num_draws=DRAWS, key=KEY, mesh=mesh
+        consensus, x, sigma=SIGMA, num_draws=DRAWS, key=KEY, mesh=mesh_of(8)
     )
     for values, expected in zip(again, counted, strict=True):
         np.testing.assert_array_equal(values, expected)

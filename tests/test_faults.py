@@ -61,7 +61,7 @@ def test_votes_resumed_in_other_batches_are_the_same(tmp_path, monkeypatch):
     np.savez(file, X_train=np.zeros((2, 16)), y_train=y[:2], X_test=np.zeros((12, 16)), y_test=y)
     config = {"data": data.describe(data.load(str(file))), "sigma": 0.5, "seed": 0}
     predict = smoothing.self_ensemble(Halves(), {}, masks.binomial(jax.random.key(0), 2, 16, 0.3))
-    monkeypatch.setattr(counting.trained, "find_run", lambda: (tmp_path, config))
+    monkeypatch.setattr(counting.trained, "find_run", lambda noisy: (tmp_path, config))
     monkeypatch.setattr(
         counting.trained, "load_classifier", lambda *_: (predict, {"ensemble": "mc"})
     )

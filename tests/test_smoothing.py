@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import TinyNet, assert_binomial, init
+from helpers import TinyNet, assert_binomial, init, mesh_of
 
 from selfens_jax import masks, models, smoothing
 from selfens_jax.errors import UserError
@@ -15,12 +15,6 @@ from selfens_jax.errors import UserError
 KEY = jax.random.key(20)
 LENGTH = 16
 BINS = 16
-
-
-def mesh_of(devices: int) -> jax.sharding.Mesh:
-    if jax.device_count() < devices:
-        pytest.skip(f"needs {devices} devices")
-    return jax.make_mesh((devices,), ("draws",), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 @pytest.fixture(scope="module")
