@@ -342,34 +342,27 @@ Run = Callable[[np.ndarray], np.ndarray]  # series (N, T, 1) -> counts (N, K)
 
 
 def jax_certifier(case: Case) -> Run:
-    predict = smoothing.self_ensemble(case.net, case.variables(), case.masks())
-    return lambda x: smoothing.count_votes(
-        predict,
-        x,
-        sigma=SIGMA,
-        num_draws=case.num_draws,
-        key=jax.random.key(2),
-    )
+    predict = jax_ensemble(case)
+    return lambda x: smoothing.count_votes(predict, x, **noise(case))
 
 
 def jax_consensus(case: Case) -> Run:
-    return lambda x: count_consensus(case, x)[0]
+    count = consensus_counter(case)
+    return lambda x: count(x)[0]
 
 
-def count_consensus(case: Case, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    ensemble = smoothing.self_ensemble(case.net, loaded(case), case.masks())
-    return smoothing.count_consensus_votes(
-        smoothing.consensus(ensemble, case.consensus),
-        x,
-        sigma=SIGMA,
-        num_draws=case.num_draws,
-        key=jax.random.key(2),
-    )
+def consensus_counter(case: Case) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """As `jax_consensus`, with the number of draws that needed every mask."""
+    predict = smoothing.consensus(jax_ensemble(case), case.consensus)
+    return lambda x: smoothing.count_consensus_votes(predict, x, **noise(case))
 
 
-@functools.cache
-def loaded(case: Case) -> dict:
-    return case.variables()
+def jax_ensemble(case: Case) -> smoothing.SelfEnsemble:
+    return smoothing.self_ensemble(case.net, case.variables(), case.masks())
+
+
+def noise(case: Case) -> dict[str, Any]:
+    return {"sigma": SIGMA, "num_draws": case.num_draws, "key": jax.random.key(2)}
 
 
 def torch_published(case: Case) -> Run:
@@ -475,7 +468,7 @@ def certify(model: str, dataset: str, clock: Clock) -> list[Row]:
         if row.median_seconds:
             forwards = case.num_draws * case.num_masks
             if name == "jax consensus":
-                asked_all = count_consensus(case, x)[1].mean()
+                asked_all = consensus_counter(case)(x)[1].mean()
                 forwards = case.num_draws * case.consensus
                 forwards += asked_all * (case.num_masks - case.consensus)
                 row.note = f"{forwards / case.num_draws:.3f} forward passes a draw"
