@@ -963,8 +963,8 @@ def _lines(part: Any, rows: list[Row], what: str) -> None:
     panels[3].set(xlabel="n x examples", ylabel="peak MB", title="Memory")
     for axes in panels:
         axes.grid(alpha=0.3)
-        axes.margins(0.1)
-        axes.set(xlim=(0, None), ylim=(0, None))
+        # Room above the points, however flat they lie.
+        axes.set(xlim=(0, 1.1 * axes.get_xlim()[1]), ylim=(0, 1.1 * axes.get_ylim()[1]))
     panels[0].legend(frameon=False, fontsize=7)
     panels[3].legend(frameon=False, fontsize=6)
 
