@@ -95,7 +95,9 @@ def count(processes: tuple[int, int]) -> tuple[Counts, Path]:
     if FLAGS.num_draws < 1:
         raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
     run, config = trained.find_run(noisy=True)
-    job = counting.prepare(run, config, smoothing.DRAWS_PER_BLOCK, smoothing.default_batch_size())
+    job = counting.prepare(
+        run, config, smoothing.default_draws_per_block(), smoothing.default_batch_size()
+    )
     settings = {**job.settings, "num_draws": FLAGS.num_draws}
     labels, num_classes = job.dataset.y_test, job.dataset.num_classes
 

@@ -17,7 +17,7 @@ from absl import flags
 from selfens_jax import runs, sequential
 from selfens_jax.certificates import ABSTAIN
 from selfens_jax.errors import UserError
-from selfens_jax.smoothing import DRAWS_PER_BLOCK, default_batch_size
+from selfens_jax.smoothing import default_batch_size, default_draws_per_block
 
 FLAGS = flags.FLAGS
 
@@ -46,9 +46,7 @@ def decide(processes: tuple[int, int]) -> None:
     Raises:
       UserError: for flags outside their range, or a budget with which nothing could be certified.
     """
-    # On a CPU few draws at a time, one block a call, whose one program serves every batch.
-    on_cpu = jax.default_backend() == "cpu"
-    block = 20 if on_cpu else DRAWS_PER_BLOCK
+    block = default_draws_per_block()
     edges = sequential.batches(block, block, max_draws=FLAGS.max_draws, block=block)
     run, config = trained.find_run(noisy=True)
     p0 = sequential.certified_share(FLAGS.target_radius, config["sigma"])
@@ -58,6 +56,8 @@ def decide(processes: tuple[int, int]) -> None:
             f"--max_draws={FLAGS.max_draws} cannot certify radius {FLAGS.target_radius:g} even if "
             "all votes agree; raise it, or lower the radius"
         )
+    # On a CPU one block a call, whose one program serves every batch.
+    on_cpu = jax.default_backend() == "cpu"
     job = counting.prepare(run, config, block, block if on_cpu else default_batch_size())
     settings = {
         **job.settings,

@@ -9,7 +9,7 @@ statistical starts from the counts (`certificates.certify_counts`).
 
 The classifier being certified must be one fixed function. Float rounding can depend on the shape
 a kernel is compiled for, so every network call here has the same shape: a block of
-`DRAWS_PER_BLOCK` draws of one example, the last block padded. How the blocks are grouped into
+`draws_per_block` draws of one example, the last block padded. How the blocks are grouped into
 calls, reordered or spread over devices changes neither their shape nor their noise: draw d of
 example i is keyed by `fold_in(fold_in(key, i), d)`.
 """
@@ -47,12 +47,12 @@ __all__ = [
     "count_votes",
     "deep_ensemble",
     "default_batch_size",
+    "default_draws_per_block",
     "draw_logits",
     "mean_logits",
     "self_ensemble",
 ]
 
-DRAWS_PER_BLOCK = 100  # times 5 masks, a block of activations stays in a CPU's cache
 UNDECIDED_PER_BLOCK = 20  # draws of one example on which a consensus was not reached
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
@@ -65,6 +65,11 @@ def default_batch_size() -> int:
     return 1000 if jax.default_backend() == "cpu" else 64_000
 
 
+def default_draws_per_block() -> int:
+    """Draws of one network call: on a CPU few enough that their activations stay in its cache."""
+    return 20 if jax.default_backend() == "cpu" else 100
+
+
 def count_votes(
     predict: Predict,
     x: np.ndarray,
@@ -75,7 +80,7 @@ def count_votes(
     batch_size: int | None = None,
     indices: np.ndarray | None = None,
     first_draw: int = 0,
-    draws_per_block: int = DRAWS_PER_BLOCK,
+    draws_per_block: int | None = None,
     precision: str = "float32",
     mesh: Mesh | None = None,
 ) -> np.ndarray:
@@ -95,8 +100,8 @@ def count_votes(
       indices: (N,) each example's index in its data set, which keys its noise; 0..N-1 if None.
       first_draw: the first draw's number: the counts of draws [0, a) and [a, b) add up to those
         of [0, b).
-      draws_per_block: draws of one network call. It is part of the classifier, down to the last
-        bit of its rounding.
+      draws_per_block: draws of one network call; `default_draws_per_block` if None. It is part of
+        the classifier, down to the last bit of its rounding.
       precision: of products on an accelerator, one of PRECISIONS; part of the classifier too. A
         CPU computes in float32 whatever it is.
       mesh: a one-dimensional device mesh to spread the blocks over; one device if None.
@@ -127,7 +132,7 @@ def count_consensus_votes(
     batch_size: int | None = None,
     indices: np.ndarray | None = None,
     first_draw: int = 0,
-    draws_per_block: int = DRAWS_PER_BLOCK,
+    draws_per_block: int | None = None,
     precision: str = "float32",
     mesh: Mesh | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +182,7 @@ def draw_logits(
     Args, errors: as in `count_votes`.
     """
     program = _program(predict, x, sigma, key, batch_size, indices, precision, None)
-    rows, draws = _blocks(len(program.x), 0, num_draws, DRAWS_PER_BLOCK)
+    rows, draws = _blocks(len(program.x), 0, num_draws, None)
     calls = _calls(program, _mean_logits, rows, draws)
     logits = np.concatenate([logits for _, logits in calls])
     return logits.reshape(len(program.x), -1, program.num_classes)[:, :num_draws]
@@ -299,9 +304,11 @@ _logits = jax.jit(mean_logits)  # traced once, however often the shape of its re
 
 
 def _blocks(
-    num_examples: int, first_draw: int, num_draws: int, draws_per_block: int
+    num_examples: int, first_draw: int, num_draws: int, draws_per_block: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every example's draws in blocks: rows (blocks,) of examples and their draws (blocks, B)."""
+    if draws_per_block is None:
+        draws_per_block = default_draws_per_block()
     if num_draws < 1 or draws_per_block < 1:
         raise UserError(
             f"num_draws ({num_draws}) and draws_per_block ({draws_per_block}) must be at least 1"

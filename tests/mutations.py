@@ -225,7 +225,7 @@ MUTATIONS = (
         "noise reused by every block of draws",
         SMOOTHING,
         "jax.random.fold_in, example_key))(self.draws)",
-        "jax.random.fold_in, example_key))(self.draws % DRAWS_PER_BLOCK)",
+        "jax.random.fold_in, example_key))(self.draws % default_draws_per_block())",
         ("test_faults.py::test_every_block_of_draws_and_every_example_has_noise_of_its_own",),
     ),
     Mutation(

@@ -1,6 +1,7 @@
 """Counting votes: the same counts however the work is cut, and what a vote is."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -222,7 +223,7 @@ def test_batch_norm_does_not_see_the_batch(members, x):
 
 
 def noised_series(sigma: float, indices: list[int], num_draws: int) -> np.ndarray:
-    """What the network is shown for series of zeros, (blocks, draws, T, C), one block a call."""
+    """What the network is shown for series of zeros, (indices, draws, T, C), a block an index."""
     seen = []
 
     def predict(x):
@@ -236,7 +237,7 @@ def noised_series(sigma: float, indices: list[int], num_draws: int) -> np.ndarra
             sigma=sigma,
             num_draws=num_draws,
             key=KEY,
-            batch_size=100,
+            draws_per_block=num_draws,
             indices=[index],
         )
         jax.effects_barrier()
@@ -245,7 +246,7 @@ def noised_series(sigma: float, indices: list[int], num_draws: int) -> np.ndarra
 
 def test_noise_is_gaussian_with_deviation_sigma_and_never_repeats():
     noise = noised_series(0.5, [0, 7], num_draws=100)
-    assert noise.shape == (2, smoothing.DRAWS_PER_BLOCK, LENGTH, 2)
+    assert noise.shape == (2, 100, LENGTH, 2)
     assert len(np.unique(noise)) > 0.99 * noise.size
     # Within one deviation with probability 0.6827, within two 0.9545. Error probability: 1e-9.
     for deviations, p in ((1, 0.682689492137), (2, 0.954499736104)):
@@ -260,13 +261,12 @@ def test_noise_is_gaussian_with_deviation_sigma_and_never_repeats():
 
 def test_nothing_compiles_twice(members, x):
     predict = smoothing.self_ensemble(TinyNet(3), members[0], np.ones((2, LENGTH)))
-    smoothing.count_votes(predict, x, sigma=1.0, num_draws=100, key=KEY, batch_size=200)
+    count = partial(smoothing.count_votes, draws_per_block=100)
+    count(predict, x, sigma=1.0, num_draws=100, key=KEY, batch_size=200)
     compiled = smoothing._compute._cache_size()
     other = smoothing.self_ensemble(TinyNet(3), members[1], np.eye(2, LENGTH))
-    smoothing.count_votes(other, x, sigma=0.3, num_draws=130, key=KEY, batch_size=200)
-    smoothing.count_votes(
-        other, x[:1], sigma=2, num_draws=107, key=jax.random.key(1), batch_size=299, indices=[5]
-    )
+    count(other, x, sigma=0.3, num_draws=130, key=KEY, batch_size=200)
+    count(other, x[:1], sigma=2, num_draws=107, key=jax.random.key(1), batch_size=299, indices=[5])
     assert smoothing._compute._cache_size() == compiled
 
 
