@@ -28,14 +28,19 @@ class Settings:
     epochs: int
     num_draws: int
     num_examples: int | None  # evenly spaced test series; None: all
+    num_attacked: int | None  # test series that are attacked; None: as many as num_examples
     attack: tuple[str, ...]  # further flags of attack.py
     margin_masks: int  # masks drawn for the theory check
     margin_examples: int
 
+    @property
+    def attacked(self) -> int | None:
+        return self.num_examples if self.num_attacked is None else self.num_attacked
+
 
 PROFILES = {
-    "paper": Settings(1000, 1000, None, (), 100, 5),
-    "smoke": Settings(5, 100, 20, ("--attack_draws=8", "--steps=5", "--restarts=1"), 20, 2),
+    "paper": Settings(1000, 1000, None, None, (), 100, 5),
+    "smoke": Settings(5, 100, 20, None, ("--attack_draws=8", "--steps=5", "--restarts=1"), 20, 2),
 }
 
 
@@ -136,7 +141,8 @@ def train(cell: Cell, settings: Settings) -> Job:
 
 
 def certify(cell: Cell, settings: Settings, num_masks: int = NUM_MASKS) -> Job:
-    arguments = [*cell.flags, f"--num_draws={settings.num_draws}", *examples(settings)]
+    size = examples(settings.num_examples)
+    arguments = [*cell.flags, f"--num_draws={settings.num_draws}", *size]
     if cell.masked:
         arguments.append(f"--num_masks={num_masks}")
     variant = f"m={num_masks}" if cell.masked else ""
@@ -155,13 +161,14 @@ def measure_margins(cell: Cell, settings: Settings) -> Job:
 
 def attack(cell: Cell, settings: Settings) -> Job:
     epsilons = ",".join(f"{epsilon:g}" for epsilon in EPSILONS)
-    arguments = [*cell.flags, f"--epsilons={epsilons}", *examples(settings), *settings.attack]
+    size = examples(settings.attacked)
+    arguments = [*cell.flags, f"--epsilons={epsilons}", *size, *settings.attack]
     arguments.append(f"--num_draws={settings.num_draws}")
     return Job("attack", cell.run, tuple(arguments), train(cell, settings).id)
 
 
-def examples(settings: Settings) -> tuple[str, ...]:
-    return () if settings.num_examples is None else (f"--num_examples={settings.num_examples}",)
+def examples(number: int | None) -> tuple[str, ...]:
+    return () if number is None else (f"--num_examples={number}",)
 
 
 def benign(cell: Cell) -> Cell:

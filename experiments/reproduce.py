@@ -35,6 +35,11 @@ flags.DEFINE_enum(
 flags.DEFINE_integer("epochs", None, "Instead of the profile's.")
 flags.DEFINE_integer("num_draws", None, "n, instead of the profile's.")
 flags.DEFINE_integer("num_examples", None, "Evenly spaced test series, instead of the profile's.")
+flags.DEFINE_integer(
+    "num_attacked",
+    None,
+    "Test series that are attacked, instead of as many as are certified.",
+)
 flags.DEFINE_string("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
 flags.DEFINE_string("results_dir", "results", "Where runs, tables and figures are kept.")
 flags.DEFINE_float("time_limit", None, "Minutes after which it stops; call it again to go on.")
@@ -164,14 +169,15 @@ def numbers(name: str, convert: type, least: float) -> tuple:
 
 def check_settings() -> Settings:
     """The profile with its overrides."""
-    for name in ("epochs", "num_draws", "num_examples"):
+    numbers_given = ("epochs", "num_draws", "num_examples", "num_attacked")
+    for name in numbers_given:
         value = FLAGS[name].value
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, not {value}")
     if FLAGS.time_limit is not None and not FLAGS.time_limit > 0:
         raise UserError(f"--time_limit must be more than 0 minutes, not {FLAGS.time_limit}")
     settings = plan.PROFILES[FLAGS.profile]
-    given = {name: FLAGS[name].value for name in ("epochs", "num_draws", "num_examples")}
+    given = {name: FLAGS[name].value for name in numbers_given}
     given = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(settings, **given)
 

@@ -160,11 +160,15 @@ def difference(ours: Spread | None, paper: float | str) -> float | str | None:
 
 
 def described(results_dir: Path, grid: Grid, settings: Settings, what: str | None = None) -> str:
-    """The settings that a caption ends with; `what` was measured, by default of test series."""
-    examples = "all" if settings.num_examples is None else str(settings.num_examples)
-    what = f"{examples} test series, n = {settings.num_draws}, " if what is None else what
+    """The settings that a caption ends with; `what` was measured, by default certificates."""
+    if what is None:
+        what = f"{series(settings.num_examples)}, n = {settings.num_draws}, "
     seeds = f"seed{'s' * (len(grid.seeds) > 1)} {', '.join(map(str, grid.seeds))}"
     return f"{what}{settings.epochs} epochs, {seeds}.{sources(results_dir, grid.cells())}"
+
+
+def series(number: int | None) -> str:
+    return f"{'all' if number is None else number} test series"
 
 
 # The tables
@@ -319,6 +323,7 @@ def table4(results_dir: Path, grid: Grid, settings: Settings) -> Table:
             )
             settled = (cell.dataset, cell.model, name, those[0].sigma, epsilon)
             rows.append((*settled, theirs, ours, difference(ours, theirs), of_all))
+    attacked = f"{series(settings.attacked)}, n = {settings.num_draws}, "
     return Table(
         "table4",
         "Table 4: attack success rate",
@@ -327,7 +332,7 @@ def table4(results_dir: Path, grid: Grid, settings: Settings) -> Table:
         "share of all series that are wrong under attack; benign is the network trained without "
         "noise. Epsilon is in the units of the series. "
         f"attack.py with {' '.join(settings.attack) or 'its defaults'}; "
-        f"{described(results_dir, grid, settings)}",
+        f"{described(results_dir, grid, settings, attacked)}",
         (
             Column("data set"),
             Column("model"),

@@ -25,7 +25,7 @@ from selfens_jax import runs
 from selfens_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
-SETTINGS = plan.Settings(3, 100, 4, (), 4, 1)
+SETTINGS = plan.Settings(3, 100, 4, None, (), 4, 1)
 CELL = plan.Cell("CBF", "inception_time", "mc", 0.4)
 GRID = plan.Grid(datasets=("CBF",), ensembles=("single", "mc"))
 
