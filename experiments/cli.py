@@ -44,6 +44,25 @@ def define_run_flags() -> None:
     )
 
 
+def numbers(flag_values: flags.FlagValues, name: str, convert: type, least: float) -> tuple:
+    """The values of a list flag as numbers, each once; () only if the flag was not given.
+
+    Raises:
+      UserError: if one of them is no number, or below `least`.
+    """
+    flag = flag_values[name]
+    try:
+        values = tuple(dict.fromkeys(convert(value) for value in flag.value or ()))
+    except ValueError:
+        values = ()
+    if (flag.present and not values) or not all(least <= value < float("inf") for value in values):
+        raise UserError(
+            f"--{name} must be numbers of at least {least:g}, separated by commas, not "
+            f"{','.join(flag.value)!r}"
+        )
+    return values
+
+
 def load_data(flag_values: flags.FlagValues, report: bool = True) -> data.Dataset:
     """The data set of the flags; what it is goes to standard error in one line."""
     with warnings.catch_warnings(record=True) as caught:

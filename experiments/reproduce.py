@@ -153,20 +153,6 @@ def check_known(name: str, known: tuple[str, ...]) -> None:
             raise UserError(f"--{name}: unknown {value!r}; choose from {', '.join(known)}")
 
 
-def numbers(name: str, convert: type, least: float) -> tuple:
-    """The values of a list flag as numbers."""
-    try:
-        values = tuple(dict.fromkeys(convert(value) for value in FLAGS[name].value))
-    except ValueError:
-        values = ()
-    if not values or not all(least <= value < float("inf") for value in values):
-        raise UserError(
-            f"--{name} must be numbers of at least {least:g}, separated by commas, not "
-            f"{','.join(FLAGS[name].value)!r}"
-        )
-    return values
-
-
 def check_settings() -> Settings:
     """The profile with its overrides."""
     numbers_given = ("epochs", "num_draws", "num_examples", "num_attacked")
@@ -194,10 +180,10 @@ def check_grid(name: str) -> Grid:
         if FLAGS[name].value
     }
     if FLAGS.sigmas is not None:
-        given["sigmas"] = numbers("sigmas", float, 1e-6)
+        given["sigmas"] = cli.numbers(FLAGS, "sigmas", float, 1e-6)
     if FLAGS.ensembles is not None:
         given["ensembles"] = tuple(e for e in grid.ensembles if e in FLAGS.ensembles)
-    return dataclasses.replace(grid, seeds=numbers("seeds", int, 0), **given)
+    return dataclasses.replace(grid, seeds=cli.numbers(FLAGS, "seeds", int, 0), **given)
 
 
 def check_same_settings(results_dir: Path, settings: Settings) -> None:

@@ -1,6 +1,7 @@
 """Trains a classifier under noise and masks (Algorithm 1), so that certify.py can certify it.
 
     python experiments/train.py --dataset=CBF --sigma=0.8
+    python experiments/train.py --dataset=CBF --sigmas=0.1,0.4,0.8 --seeds=0,1,2
 
 A killed run, started again, goes on and ends with the same parameters.
 """
@@ -21,6 +22,10 @@ from selfens_jax.errors import UserError
 _DEFAULTS = training.TrainConfig()
 cli.define_run_flags()
 flags.adopt_module_key_flags(cli)
+flags.DEFINE_list(
+    "sigmas", [], "Several, instead of --sigma: side by side, on an accelerator in one program."
+)
+flags.DEFINE_list("seeds", [], "Several, instead of --seed; with --sigmas, every pair.")
 flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Passes over the training series.")
 flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "The largest training batch.")
 flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "Adam's first learning rate.")
@@ -30,26 +35,62 @@ flags.DEFINE_bool("overwrite", False, "Delete the run, with its certificates, an
 FLAGS = flags.FLAGS
 
 
+@dataclasses.dataclass
+class Run:
+    """A run in training: what it is, and how far it has come."""
+
+    folder: Path
+    trainer: training.Trainer
+    states: training.States
+    history: training.Rows
+    done: int  # epochs
+    spent: float | None  # seconds of earlier calls; None if they left no time
+    saved: bool = False  # whether its last epoch is on disk
+
+
 def main() -> None:
-    config = training.TrainConfig(
-        ensemble=FLAGS.ensemble,
-        sigma=FLAGS.sigma,
-        keep=FLAGS.keep,
-        num_members=FLAGS.num_members if FLAGS.ensemble == "de" else 1,
-        epochs=FLAGS.epochs,
-        batch_size=FLAGS.batch_size,
-        learning_rate=FLAGS.learning_rate,
-        seed=FLAGS.seed,
-    )
+    configs = check_flags()
     dataset = cli.load_data(FLAGS)
-    run = runs.directory(
-        FLAGS.runs_dir, dataset.name, FLAGS.model, config.ensemble, config.sigma, config.seed
-    )
-    prepare(run, config, dataset)
-    if runs.is_finished(run):
-        cli.say(f"{run} has already been trained; --overwrite trains it again")
-        return
-    train(run, config, dataset)
+    folders = [
+        runs.directory(
+            FLAGS.runs_dir, dataset.name, FLAGS.model, config.ensemble, config.sigma, config.seed
+        )
+        for config in configs
+    ]
+    for folder, config in zip(folders, configs, strict=True):
+        prepare(folder, config, dataset)
+    todo = []
+    for folder, config in zip(folders, configs, strict=True):
+        if runs.is_finished(folder):
+            cli.say(f"{folder} has already been trained; --overwrite trains it again")
+        else:
+            todo.append(open_run(folder, config, dataset))
+    # Side by side are those that have come equally far.
+    for done in sorted({run.done for run in todo}, reverse=True):
+        train([run for run in todo if run.done == done], dataset)
+
+
+def check_flags() -> list[training.TrainConfig]:
+    """What is to be trained: every sigma with every seed."""
+    sigmas = cli.numbers(FLAGS, "sigmas", float, 0) or (FLAGS.sigma,)
+    seeds = cli.numbers(FLAGS, "seeds", int, 0) or (FLAGS.seed,)
+    for one, several in (("sigma", "sigmas"), ("seed", "seeds")):
+        if FLAGS[one].present and FLAGS[several].present:
+            raise UserError(f"--{one} and --{several}: give one of them")
+    return [
+        training.TrainConfig(
+            ensemble=FLAGS.ensemble,
+            sigma=sigma,
+            keep=FLAGS.keep,
+            num_members=FLAGS.num_members if FLAGS.ensemble == "de" else 1,
+            epochs=FLAGS.epochs,
+            batch_size=FLAGS.batch_size,
+            learning_rate=FLAGS.learning_rate,
+            seed=seed,
+        )
+        for sigma in sigmas
+        for seed in seeds
+    ]
 
 
 def prepare(run: Path, config: training.TrainConfig, dataset: data.Dataset) -> None:
@@ -74,50 +115,77 @@ def prepare(run: Path, config: training.TrainConfig, dataset: data.Dataset) -> N
     runs.write_json(file, {**asked, "versions": runs.versions()})
 
 
-def train(run: Path, config: training.TrainConfig, dataset: data.Dataset) -> None:
+def open_run(folder: Path, config: training.TrainConfig, dataset: data.Dataset) -> Run:
+    """A new run, or one that goes on where an earlier call stopped."""
     model = models.create(FLAGS.model, dataset.num_classes)
-    x, y = dataset.x_train, dataset.y_train
-    trainer = training.Trainer(model, config, len(x))
-    states = training.init_states(trainer, x)
-    done, history, spent = 0, [], 0.0
-    saved = runs.load_progress(run, states)
-    if saved is not None:
-        done, states, history = saved
-        spent = runs.read_training_time(run)
-        cli.say(f"going on after epoch {done}")
+    trainer = training.Trainer(model, config, len(dataset.x_train))
+    states = training.init_states(trainer, dataset.x_train)
+    saved = runs.load_progress(folder, states)
+    if saved is None:
+        return Run(folder, trainer, states, [], 0, 0.0)
+    done, states, history = saved
+    cli.say(
+        f"going on after epoch {done}" + f" of {folder}" * (len(FLAGS.sigmas + FLAGS.seeds) > 0)
+    )
+    spent = runs.read_training_time(folder)
+    return Run(folder, trainer, states, history, done, spent, saved=done == config.epochs)
 
+
+def train(together: list[Run], dataset: data.Dataset) -> None:
+    """Trains runs that have come equally far, side by side, and finishes them."""
+    x, y = dataset.x_train, dataset.y_train
+    epochs, done = together[0].trainer.config.epochs, together[0].done
     started = last_save = time.monotonic()
 
-    def save_time() -> None:
-        if spent is not None:  # else an earlier part left no time, and the total is not known
-            runs.write_training_time(run, spent + time.monotonic() - started)
+    def seconds() -> float:
+        return (time.monotonic() - started) / len(together)  # a run's share of what all took
 
-    with tqdm(total=config.epochs, initial=done, unit="epoch", desc="training") as bar:
-        for latest, rows in training.train(trainer, x, y, states):
-            states = latest
-            history += rows
-            done = rows[-1]["epoch"]
-            bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}", accuracy=f"{rows[-1]['accuracy']:.3f}")
-            bar.update(done - bar.n)
-            if time.monotonic() - last_save > FLAGS.checkpoint_every:
-                save_time()
-                runs.save_progress(run, done, states, history)
-                last_save = time.monotonic()
-    save_time()
-    if saved is None or saved[0] < config.epochs:
-        runs.save_progress(run, done, states, history)
-    variables = models.stack(training.finish(trainer, x, states))
-    save_time()
-    runs.finish(run, variables, history)
+    def save_times() -> None:
+        for run in together:
+            if run.spent is not None:
+                runs.write_training_time(run.folder, run.spent + seconds())
 
-    last = [row for row in history if row["epoch"] == config.epochs]
-    seconds = (spent or 0.0) + time.monotonic() - started
-    cli.say(
-        f"trained in {seconds:.1f} s on {jax.devices()[0].device_kind}: final training loss "
-        f"{sum(row['loss'] for row in last) / len(last):.4f}, accuracy "
-        f"{sum(row['accuracy'] for row in last) / len(last):.3f}"
+    def save() -> None:
+        save_times()
+        for run in together:
+            runs.save_progress(run.folder, run.done, run.states, run.history)
+
+    steps = training.train_side_by_side(
+        [run.trainer for run in together], x, y, [run.states for run in together]
     )
-    print(run)
+    with tqdm(total=epochs, initial=done, unit="epoch", desc="training") as bar:
+        for reports in steps:
+            for run, (states, rows) in zip(together, reports, strict=True):
+                run.states, run.done, run.saved = states, rows[-1]["epoch"], False
+                run.history += rows
+            bar.set_postfix(
+                loss=f"{mean_of_last(together, 'loss'):.4f}",
+                accuracy=f"{mean_of_last(together, 'accuracy'):.3f}",
+            )
+            bar.update(together[0].done - bar.n)
+            if time.monotonic() - last_save > FLAGS.checkpoint_every:
+                save()
+                last_save = time.monotonic()
+    if not all(run.saved for run in together):
+        save()
+    finished = [models.stack(training.finish(run.trainer, x, run.states)) for run in together]
+    save_times()
+    for run, variables in zip(together, finished, strict=True):
+        runs.finish(run.folder, variables, run.history)
+
+    for run in together:
+        cli.say(
+            f"trained in {(run.spent or 0.0) + seconds():.1f} s on {jax.devices()[0].device_kind}: "
+            f"final training loss {mean_of_last([run], 'loss'):.4f}, accuracy "
+            f"{mean_of_last([run], 'accuracy'):.3f}"
+        )
+        print(run.folder)
+
+
+def mean_of_last(together: list[Run], name: str) -> float:
+    """A number of the last epoch, averaged over the members of all runs."""
+    values = [row[name] for run in together for row in run.history[-len(run.states) :]]
+    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ small batches make the last model's accuracy swing.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import jax
@@ -90,6 +90,19 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+States = tuple[TrainState, ...]  # of a run's members
+Rows = list[dict[str, float]]  # of a run's history
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a network's randomness comes from: what it does not share with those beside it."""
+
+    key: jax.Array  # of its order, noise, masks and dropout, the same at every step
+    sigma: jax.Array  # (), float32
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
     """The fixed surroundings of a training run: hashable, so that jit compiles once for each."""
@@ -105,6 +118,18 @@ class Trainer:
     @property
     def batch_size(self) -> int:
         return -(-self.num_examples // self.steps_per_epoch)
+
+    def sources(self, name: str) -> tuple[Source, ...]:
+        """Each member's, of the stream `name`."""
+        config = self.config
+        keys = [stream(config.seed, name, member) for member in range(config.num_members)]
+        return tuple(Source(key, jnp.float32(config.sigma)) for key in keys)
+
+    @property
+    def shared(self) -> "Trainer":
+        """Without sigma and seed, which sources have: one compiled program serves them all."""
+        config = dataclasses.replace(self.config, sigma=0.0, seed=0)
+        return dataclasses.replace(self, config=config)
 
     @property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
@@ -125,7 +150,7 @@ def class_weights(y: np.ndarray, num_classes: int) -> np.ndarray:
     return (len(y) / (num_classes * np.bincount(y, minlength=num_classes))).astype(np.float32)
 
 
-def init_states(trainer: Trainer, x: np.ndarray) -> tuple[TrainState, ...]:
+def init_states(trainer: Trainer, x: np.ndarray) -> States:
     """Fresh members for series x (N, T, C)."""
 
     @jax.jit
@@ -143,26 +168,24 @@ def init_states(trainer: Trainer, x: np.ndarray) -> tuple[TrainState, ...]:
 def train_step(
     trainer: Trainer,
     weights: jax.Array,
+    source: Source,
     state: TrainState,
     x: jax.Array,
     y: jax.Array,
-    key: jax.Array,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of Algorithm 1 on the batch that `state.step` is due; pure.
 
     Args:
+      trainer: its sigma and seed are not used; the source has them.
       weights: (K,) class weights.
       x: (N, T, C) and y (N,), the whole training split.
-      key: the member's training stream, the same at every step.
 
     Returns:
       The next state, and the step's loss, accuracy and learning rate.
     """
     optimizer = trainer.optimizer
-    key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-    rows = _batch_rows(trainer, key[0], state.step)
-    inputs_key, dropout_key = jax.random.split(jax.random.fold_in(key[1], state.step))
-    inputs, labels = noisy_masked(trainer.config, inputs_key, x[rows]), y[rows]
+    rows, inputs, dropout_key = _inputs(trainer, source, state.step, x)
+    labels = y[rows]
 
     def loss_of(params: dict) -> tuple[jax.Array, tuple[jax.Array, dict]]:
         logits, updated = trainer.model.apply(
@@ -191,21 +214,17 @@ def train_step(
     return next_state, metrics
 
 
-def noisy_masked(config: TrainConfig, key: jax.Array, x: jax.Array) -> jax.Array:
+def noisy_masked(config: TrainConfig, source: Source, x: jax.Array) -> jax.Array:
     """M * (x + sigma * noise) with a fresh mask and noise for every series of x (B, T, C)."""
-    noise_key, mask_key = jax.random.split(key)
-    noisy = x + config.sigma * jax.random.normal(noise_key, x.shape)
+    noise_key, mask_key = jax.random.split(source.key)
+    noisy = x + source.sigma * jax.random.normal(noise_key, x.shape)
     mask = masks.draw(config.ensemble, mask_key, x.shape[0], x.shape[1], config.keep)
     return mask[:, :, None] * noisy
 
 
 def train(
-    trainer: Trainer,
-    x: np.ndarray,
-    y: np.ndarray,
-    states: tuple[TrainState, ...],
-    epochs_per_report: int = 10,
-) -> Iterator[tuple[tuple[TrainState, ...], list[dict[str, float]]]]:
+    trainer: Trainer, x: np.ndarray, y: np.ndarray, states: States, epochs_per_report: int = 10
+) -> Iterator[tuple[States, Rows]]:
     """Trains every member to `config.epochs`, reporting as it goes.
 
     A run may be cut at any report and continued from its states: the final parameters are the
@@ -215,34 +234,67 @@ def train(
       (states, rows): the members after some more epochs, and for each of these epochs and each
       member a row of epoch (from 1), member, mean loss, mean accuracy and learning rate.
     """
-    weights = jnp.asarray(class_weights(y, trainer.model.num_classes))
+    for (report,) in train_side_by_side((trainer,), x, y, (states,), epochs_per_report):
+        yield report
+
+
+def train_side_by_side(
+    trainers: Sequence[Trainer],
+    x: np.ndarray,
+    y: np.ndarray,
+    states: Sequence[States],
+    epochs_per_report: int = 10,
+) -> Iterator[list[tuple[States, Rows]]]:
+    """Trains several runs that differ in sigma and seed, on an accelerator in one program.
+
+    Each ends as if it had been trained alone: on a CPU with the same bits, on an accelerator up to
+    float rounding, which may depend on how many networks are trained together.
+
+    Yields:
+      For each run what `train` yields.
+
+    Raises:
+      UserError: if the runs differ in more than sigma and seed, or in how far they are trained.
+    """
+    flat = tuple(state for members in states for state in members)
+    (shared, *others), steps = {t.shared for t in trainers}, {int(s.step) for s in flat}
+    if others or len(steps) > 1:
+        raise UserError("runs trained side by side may differ in sigma and seed only")
+    weights = jnp.asarray(class_weights(y, shared.model.num_classes))
     x, y = jnp.asarray(x), jnp.asarray(y)
-    steps_per_epoch = trainer.steps_per_epoch
-    done = int(states[0].step) // steps_per_epoch
-    while done < trainer.config.epochs:
-        epochs = min(epochs_per_report, trainer.config.epochs - done)
-        states, metrics = _advance(trainer, weights, states, x, y, epochs * steps_per_epoch)
-        rows = []
-        for epoch in range(epochs):
-            of_epoch = slice(epoch * steps_per_epoch, (epoch + 1) * steps_per_epoch)
-            for member in range(len(states)):
-                values = {name: metrics[name][member, of_epoch] for name in metrics}
-                rows.append(
-                    {
-                        "epoch": done + epoch + 1,
-                        "member": member,
-                        "loss": float(values["loss"].mean()),
-                        "accuracy": float(values["accuracy"].mean()),
-                        "learning_rate": float(values["learning_rate"][-1]),
-                    }
-                )
+    sources = tuple(source for t in trainers for source in t.sources("training"))
+    members = shared.config.num_members
+    done = steps.pop() // shared.steps_per_epoch
+    while done < shared.config.epochs:
+        epochs = min(epochs_per_report, shared.config.epochs - done)
+        flat, metrics = _advance(
+            shared, weights, sources, flat, x, y, epochs * shared.steps_per_epoch
+        )
+        runs = [slice(run * members, (run + 1) * members) for run in range(len(trainers))]
+        yield [
+            (flat[run], _rows({name: metrics[name][run] for name in metrics}, done, epochs))
+            for run in runs
+        ]
         done += epochs
-        yield states, rows
 
 
-def finish(
-    trainer: Trainer, x: np.ndarray, states: tuple[TrainState, ...]
-) -> tuple[Variables, ...]:
+def _rows(metrics: dict[str, np.ndarray], done: int, epochs: int) -> Rows:
+    """Metrics (members, steps) of the epochs after `done`, as the history has them."""
+    per_epoch = {name: np.split(values, epochs, axis=1) for name, values in metrics.items()}
+    return [
+        {
+            "epoch": done + epoch + 1,
+            "member": member,
+            "loss": float(per_epoch["loss"][epoch][member].mean()),
+            "accuracy": float(per_epoch["accuracy"][epoch][member].mean()),
+            "learning_rate": float(per_epoch["learning_rate"][epoch][member, -1]),
+        }
+        for epoch in range(epochs)
+        for member in range(len(metrics["loss"]))
+    ]
+
+
+def finish(trainer: Trainer, x: np.ndarray, states: States) -> tuple[Variables, ...]:
     """Each member's final variables: its weights, with BatchNorm statistics estimated again.
 
     The statistics are averages over `recalibration_passes` noisy, masked batches of the training
@@ -253,11 +305,12 @@ def finish(
         return tuple(state.variables for state in states)
     x = jnp.asarray(x)
     finished = []
-    for member, state in enumerate(states):
-        key = stream(trainer.config.seed, "recalibration", member)
+    for source, state in zip(trainer.sources("recalibration"), states, strict=True):
         total = jax.tree.map(jnp.zeros_like, state.batch_stats)
         for step in range(passes):
-            total = _add_batch_stats(trainer, total, state.params, x, key, jnp.int32(step))
+            total = _add_batch_stats(
+                trainer.shared, total, state.params, x, source, jnp.int32(step)
+            )
         batch_stats = jax.tree.map(lambda leaf: leaf / passes, total)
         finished.append({"params": state.params, "batch_stats": batch_stats})
     return tuple(finished)
@@ -279,6 +332,17 @@ def fit(
     return finish(trainer, x, states), history
 
 
+def _inputs(
+    trainer: Trainer, source: Source, step: jax.Array, x: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A step's rows of x, what the network is shown of them, and the step's key for dropout."""
+    order_key, step_key = (jax.random.fold_in(source.key, number) for number in (0, 1))
+    rows = _batch_rows(trainer, order_key, step)
+    inputs_key, dropout_key = jax.random.split(jax.random.fold_in(step_key, step))
+    of_step = dataclasses.replace(source, key=inputs_key)
+    return rows, noisy_masked(trainer.config, of_step, x[rows]), dropout_key
+
+
 def _batch_rows(trainer: Trainer, key: jax.Array, step: jax.Array) -> jax.Array:
     # Each epoch is a new permutation cut into equal batches. Where they do not divide evenly, the
     # last is filled from the start of the permutation, so every series is seen every epoch.
@@ -291,31 +355,31 @@ def _batch_rows(trainer: Trainer, key: jax.Array, step: jax.Array) -> jax.Array:
 def _advance(
     trainer: Trainer,
     weights: jax.Array,
-    states: tuple[TrainState, ...],
+    sources: tuple[Source, ...],
+    states: States,
     x: jax.Array,
     y: jax.Array,
     steps: int,
-) -> tuple[tuple[TrainState, ...], dict[str, np.ndarray]]:
-    """Runs `steps` steps of every member; metrics (members, steps).
+) -> tuple[States, dict[str, np.ndarray]]:
+    """Runs `steps` steps of every network; metrics (networks, steps).
 
     The one place that decides how steps are batched into compiled calls. XLA's CPU backend runs
     the gradient of a convolution 24 to 60 times slower inside any control flow, and grouped
     convolutions slower than one after another: there, a Python loop over one compiled step. On an
-    accelerator, one call scans over all steps with the members side by side.
+    accelerator, one call scans over all steps with the networks side by side.
     """
-    keys = [stream(trainer.config.seed, "training", member) for member in range(len(states))]
     if jax.default_backend() == "cpu":
         ends, metrics = [], []
-        for state, key in zip(states, keys, strict=True):
-            of_member = []
+        for source, state in zip(sources, states, strict=True):
+            of_network = []
             for _ in range(steps):
-                state, of_step = _compiled_step(trainer, weights, state, x, y, key)
-                of_member.append(of_step)
+                state, of_step = _compiled_step(trainer, weights, source, state, x, y)
+                of_network.append(of_step)
             ends.append(state)
-            metrics.append(jax.tree.map(lambda *leaves: np.stack(leaves), *of_member))
+            metrics.append(jax.tree.map(lambda *leaves: np.stack(leaves), *of_network))
         return tuple(ends), jax.tree.map(lambda *leaves: np.stack(leaves), *metrics)
     stacked, metrics = _scanned_steps(
-        trainer, weights, models.stack(states), x, y, jnp.stack(keys), steps
+        trainer, weights, models.stack(sources), models.stack(states), x, y, steps
     )
     return models.unstack(stacked), jax.tree.map(np.asarray, metrics)
 
@@ -327,32 +391,30 @@ _compiled_step: Callable = jax.jit(train_step, static_argnums=0)
 def _scanned_steps(
     trainer: Trainer,
     weights: jax.Array,
+    sources: Source,
     stacked: TrainState,
     x: jax.Array,
     y: jax.Array,
-    keys: jax.Array,
     steps: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    def of_member(state: TrainState, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    def of_network(source: Source, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
         return jax.lax.scan(
-            lambda s, _: train_step(trainer, weights, s, x, y, key), state, length=steps
+            lambda s, _: train_step(trainer, weights, source, s, x, y), state, length=steps
         )
 
-    return jax.vmap(of_member)(stacked, keys)
+    return jax.vmap(of_network)(sources, stacked)
 
 
 @partial(jax.jit, static_argnums=0)
 def _add_batch_stats(
-    trainer: Trainer, total: dict, params: dict, x: jax.Array, key: jax.Array, step: jax.Array
+    trainer: Trainer, total: dict, params: dict, x: jax.Array, source: Source, step: jax.Array
 ) -> dict:
-    key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
-    rows = _batch_rows(trainer, key[0], step)
-    inputs_key, dropout_key = jax.random.split(jax.random.fold_in(key[1], step))
+    _, inputs, dropout_key = _inputs(trainer, source, step, x)
     # BatchNorm's update is momentum * old + (1 - momentum) * batch; from zeros, the batch's part.
     variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)}
     _, updated = trainer.model.apply(
         variables,
-        noisy_masked(trainer.config, inputs_key, x[rows]),
+        inputs,
         train=True,
         mutable=["batch_stats"],
         rngs={"dropout": dropout_key},

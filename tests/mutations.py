@@ -189,7 +189,7 @@ MUTATIONS = (
     Mutation(
         "noise not multiplied by sigma in training",
         TRAINING,
-        "x + config.sigma * jax.random.normal",
+        "x + source.sigma * jax.random.normal",
         "x + jax.random.normal",
         ("test_training.py::test_noise_is_gaussian_and_fresh_for_every_step_series_and_channel",),
     ),

@@ -417,3 +417,34 @@ def test_a_cpu_has_one_precision(trained):
     assert_refused(
         trained, "a CPU computes in float32", "certify", *CERTIFY, "--precision=bfloat16"
     )
+
+
+def test_several_sigmas_and_seeds_are_trained_side_by_side(tmp_path, trained):
+    """Each run is what it is alone, also where some are finished or the command was killed."""
+    make_npz(tmp_path / "own.npz")
+    several = ("--dataset=own.npz", *TINY[:1], TINY[2], "--sigmas=0.5,0.25", "--seeds=0,1")
+    done = call(tmp_path, "train", *several)
+    folders = [pathlib.Path(line) for line in done.stdout.splitlines()]
+    names = [f"sigma={sigma}/seed={seed}" for sigma in ("0.5", "0.25") for seed in (0, 1)]
+    assert folders == [tmp_path / RUN.parents[1] / name for name in names]
+    alone = (trained / RUN / "history.csv").read_text()
+    histories = [(folder / "history.csv").read_text() for folder in folders]
+    assert histories[0] == alone
+    assert len(set(histories)) == 4
+
+    third = call(tmp_path, "train", *several[:-1], "--seeds=1,2")
+    assert third.stderr.count("has already been trained") == 2
+    assert third.stdout.count("seed=2") == len(third.stdout.splitlines()) == 2
+    call(tmp_path, "certify", "--dataset=own.npz", *CERTIFY, "--seed=2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--sigmas=0.1,x",), "--sigmas must be numbers of at least 0"),
+        (("--seeds=-1",), "--seeds must be numbers of at least 0"),
+        (("--seeds=0,1", "--seed=2"), "--seed and --seeds: give one of them"),
+    ],
+)
+def test_lists_of_sigmas_and_seeds_are_checked(trained, flags, says):
+    assert_refused(trained, says, "train", "--model=lstm_fcn", *flags)

@@ -55,7 +55,7 @@ def certification_noise(examples: int, length: int, key: jax.Array) -> np.ndarra
             num_draws=100,
             key=key,
             indices=[example],
-            batch_size=100,
+            draws_per_block=100,
         )
         jax.effects_barrier()
     return np.stack(seen)[..., 0]

@@ -102,7 +102,7 @@ def test_a_run_cut_at_any_report_ends_with_the_same_bits(trained, problem):
 
 
 def test_members_differ_and_each_is_itself_in_any_company(trained, problem):
-    _, alone, history = trained
+    trainer_of_one, alone, history = trained
     trainer = Trainer(TinyNet(), config(num_members=2), num_examples=20)
     pair, history_of_pair = run(trainer, *problem)
     assert_same(pair[0], alone[0])
@@ -110,7 +110,51 @@ def test_members_differ_and_each_is_itself_in_any_company(trained, problem):
     for a, b in zip(jax.tree.leaves(pair[0].params), jax.tree.leaves(pair[1].params), strict=True):
         assert (a != b).any()
     finished = training.finish(trainer, problem[0], pair)
-    assert_same(finished[0], training.finish(trainer, problem[0], alone)[0])
+    assert_same(finished[0], training.finish(trainer_of_one, problem[0], alone)[0])
+
+
+def side_by_side(problem, trainers):
+    """(final states on the host, history rows) of each run"""
+    states = [training.init_states(trainer, problem[0]) for trainer in trainers]
+    reports = list(training.train_side_by_side(trainers, *problem, states, epochs_per_report=4))
+    return [
+        (host(ended), [row for report in reports for row in report[run][1]])
+        for run, (ended, _) in enumerate(reports[-1])
+    ]
+
+
+RUNS = ({"sigma": 0.5}, {"sigma": 0.1}, {"sigma": 0.5, "seed": 3})
+
+
+def test_runs_side_by_side_are_each_themselves(problem):
+    trainers = [Trainer(TinyNet(), config(num_members=2, **own), 20) for own in RUNS]
+    together = side_by_side(problem, trainers)
+    for trainer, (states, history) in zip(trainers, together, strict=True):
+        alone, history_alone = run(trainer, *problem)
+        assert_same(states, alone)
+        assert history == history_alone
+    losses = {history[0]["loss"] for _, history in together}
+    assert len(losses) == len(RUNS)
+
+
+def test_an_accelerator_trains_runs_side_by_side_in_one_program(problem, monkeypatch):
+    trainers = [Trainer(TinyNet(), config(epochs=2, **own), 20) for own in RUNS]
+    expected = [run(trainer, *problem) for trainer in trainers]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    programs = training._scanned_steps._cache_size()
+    together = side_by_side(problem, trainers)
+    assert training._scanned_steps._cache_size() == programs + 1
+    for (states, history), (alone, history_alone) in zip(together, expected, strict=True):
+        for a, b in zip(jax.tree.leaves(states), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+        for row, other in zip(history, history_alone, strict=True):
+            assert row == pytest.approx(other, rel=1e-4)
+
+
+def test_runs_side_by_side_may_differ_in_sigma_and_seed_only(problem):
+    trainers = [Trainer(TinyNet(), config(keep=keep), 20) for keep in (0.8, 0.9)]
+    with pytest.raises(UserError, match="sigma and seed"):
+        side_by_side(problem, trainers)
 
 
 def test_an_accelerator_scans_to_the_same_parameters(problem, monkeypatch):
