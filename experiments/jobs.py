@@ -265,7 +265,7 @@ def clock(seconds: float) -> str:
 
 def device_kind() -> str:
     """What the jobs run on. Asked in a process of its own, which then lets go of the device."""
-    ask = "import jax; print(jax.devices()[0].device_kind)"
+    ask = "from selfens_jax import runs; print(runs.device_name())"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
     return done.stdout.strip() or "unknown"
 

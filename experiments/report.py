@@ -17,17 +17,20 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --line: #444; --soft: #aaa; --back: #181818; --text: #e6e6e6; }
 }
-body { max-width: 62rem; margin: 2rem auto; padding: 0 1rem; background: var(--back);
+body { max-width: 66rem; margin: 2rem auto; padding: 0 1rem; background: var(--back);
   color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
 h1, h2 { line-height: 1.2; }
 h2 { margin-top: 3rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.6rem; border-bottom: 1px solid var(--line); text-align: left;
+th, td { padding: 0.25rem 0.5rem; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: bottom; }
-.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; }
+td.number { white-space: nowrap; }
 .open { color: var(--soft); font-style: italic; }
 .caption, footer { color: var(--soft); font-size: 0.9rem; }
+summary { margin: 0.6rem 0; cursor: pointer; }
+nav a { margin-right: 1rem; }
 img { max-width: 100%; background: #fff; border-radius: 4px; }
 """
 
@@ -36,7 +39,8 @@ def write(results_dir: Path, items: Sequence[Table | Drawing]) -> Path:
     """Writes <results_dir>/report.html of these tables and figures; its path."""
     settings = runs.read_json(results_dir / "settings.json")
     outcomes = jobs.read(results_dir)
-    parts = [*map(section, items), jobs_section(outcomes)]
+    drawn = [item for item in items if isinstance(item, Table) or item.figure is not None]
+    parts = [*map(section, drawn), not_drawn(items), jobs_section(outcomes)]
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -51,6 +55,7 @@ def write(results_dir: Path, items: Sequence[Table | Drawing]) -> Path:
 check of its Section 4. Where it applies: the paper's number, ours by the paper's
 procedure, and ours with a valid certificate.</p>
 {facts(settings, outcomes)}
+{contents(drawn)}
 {"".join(parts)}
 </body>
 </html>
@@ -80,6 +85,12 @@ def facts(settings: dict, outcomes: jobs.Outcomes) -> str:
     return f"<table>{rows}</table>"
 
 
+def contents(items: Sequence[Table | Drawing]) -> str:
+    """Links to the sections."""
+    links = (f'<a href="#{item.name}">{html.escape(item.title)}</a><br>' for item in items)
+    return f"<nav>{' '.join(links)}</nav>"
+
+
 def section(item: Table | Drawing) -> str:
     body = table(item) if isinstance(item, Table) else drawing(item)
     return (
@@ -89,6 +100,19 @@ def section(item: Table | Drawing) -> str:
 
 
 def table(item: Table) -> str:
+    """The rows that were measured; those that lack a number can be unfolded."""
+    whole, lacking = [], []
+    for values, texts in zip(item.rows, item.texts(), strict=True):
+        (lacking if None in values else whole).append(texts)
+    text = rows_of(item, whole) if whole else ""
+    if lacking:
+        how_many = f"{len(lacking)} row{'s' * (len(lacking) > 1)} {NOT_MEASURED}"
+        text += f'<details><summary class="open">{how_many}</summary>'
+        text += f"{rows_of(item, lacking)}</details>"
+    return text
+
+
+def rows_of(item: Table, rows: Sequence[Sequence[str]]) -> str:
     def cell(tag: str, text: str, number: bool) -> str:
         kinds = ["number"] * number + ["open"] * (text == NOT_MEASURED)
         kind = f' class="{" ".join(kinds)}"' if kinds else ""
@@ -102,16 +126,23 @@ def table(item: Table) -> str:
         return f"<tr>{''.join(cells)}</tr>\n"
 
     head = row("th", [column.heading for column in item.columns])
-    body = "".join(row("td", texts) for texts in item.texts())
+    body = "".join(row("td", texts) for texts in rows)
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 
 
 def drawing(item: Drawing) -> str:
-    if item.figure is None:
-        return f'<p class="open">{NOT_MEASURED}</p>'
     picture = base64.b64encode(plots.svg(item.figure, item.title)).decode()
     alt = html.escape(item.title)
     return f'<img alt="{alt}" src="data:image/svg+xml;base64,{picture}">'
+
+
+def not_drawn(items: Sequence[Table | Drawing]) -> str:
+    """The figures of which nothing has been measured."""
+    titles = [i.title for i in items if isinstance(i, Drawing) and i.figure is None]
+    if not titles:
+        return ""
+    lines = "".join(f"<li>{html.escape(title)}</li>" for title in titles)
+    return f'<h2>Figures {NOT_MEASURED}</h2><ul class="open">{lines}</ul>\n'
 
 
 def jobs_section(outcomes: jobs.Outcomes) -> str:

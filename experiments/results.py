@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jobs
 import numpy as np
-from plan import NUM_MASKS, Cell, Settings
+from plan import NUM_MASKS, Cell, Settings, train
 
 from selfens_jax import certificates, metrics, runs
 from selfens_jax.errors import UserError
@@ -89,9 +90,12 @@ def certified(
     )
 
 
-def training_seconds(results_dir: Path, cell: Cell) -> float | None:
+def training_seconds(results_dir: Path, cell: Cell, settings: Settings) -> float | None:
+    """What the training of a cell took; None if it is not finished."""
     run = results_dir / cell.run
-    return runs.read_training_time(run) if runs.is_finished(run) else None
+    # Results that are handed on without their networks still have the list of jobs.
+    done = jobs.is_done(train(cell, settings).id, jobs.read(results_dir), results_dir)
+    return runs.read_training_time(run) if done or runs.is_finished(run) else None
 
 
 def hardware(results_dir: Path, cells: Iterable[Cell]) -> str:
@@ -105,7 +109,8 @@ def sources(results_dir: Path, cells: Iterable[Cell]) -> str:
     described = [config["data"] for config in configurations(results_dir, cells)]
     generated = sorted({data["name"] for data in described if data["source"] == "generated"})
     archive = sorted({data["source"] for data in described} - {"generated"})
-    text = f" Series from {', '.join(archive)}." if archive else ""
+    places = {"directory": "files in the archive's layout", "tslearn": "the UCR archive"}
+    text = f" Series from {', '.join(places.get(a, a) for a in archive)}." if archive else ""
     return text + (f" GENERATED, not the archive's: {', '.join(generated)}." if generated else "")
 
 

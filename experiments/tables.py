@@ -179,7 +179,7 @@ def table1(results_dir: Path, grid: Grid, settings: Settings) -> Table:
     rows = []
     for cells in same_but_seed(grid):
         cell = cells[0]
-        ours = over_seeds(cells, lambda c: training_seconds(results_dir, c))
+        ours = over_seeds(cells, lambda c: training_seconds(results_dir, c, settings))
         comparable = cell.model == "inception_time"
         theirs = float(paper[cell.dataset][cell.ensemble]) if comparable else NOT_IN_PAPER
         rows.append((cell.dataset, cell.model, cell.sigma, cell.ensemble, theirs, ours))

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import cli
-import jax
 from absl import flags
 from tqdm import tqdm
 
@@ -175,7 +174,7 @@ def train(together: list[Run], dataset: data.Dataset) -> None:
 
     for run in together:
         cli.say(
-            f"trained in {(run.spent or 0.0) + seconds():.1f} s on {jax.devices()[0].device_kind}: "
+            f"trained in {(run.spent or 0.0) + seconds():.1f} s on {runs.device_name()}: "
             f"final training loss {mean_of_last([run], 'loss'):.4f}, accuracy "
             f"{mean_of_last([run], 'accuracy'):.3f}"
         )

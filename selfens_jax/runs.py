@@ -31,6 +31,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -68,14 +69,30 @@ def versions() -> dict[str, str]:
         "scipy",
     )
     found = {name: importlib.metadata.version(name) for name in packages}
-    device = jax.devices()[0]
     return {
         "python": platform.python_version(),
         **found,
-        "platform": device.platform,
-        "device": device.device_kind,
+        "platform": jax.devices()[0].platform,
+        "device": device_name(),
         "machine": platform.machine(),
     }
+
+
+def device_name() -> str:
+    """The accelerator, or the processor with the number of cores that this process may use."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() != "cpu":
+        return kind
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        info = ""
+    found = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    return (
+        f"{found[1] if found else platform.processor() or kind}, {cores} core{'s' * (cores != 1)}"
+    )
 
 
 def digest(value: Any) -> str:

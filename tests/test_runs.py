@@ -1,4 +1,5 @@
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -162,3 +163,8 @@ def test_json_and_npz_are_written_whole_and_reproducibly(tmp_path):
     runs.write_npz(tmp_path / "a" / "2.npz", x=np.arange(3))
     assert (tmp_path / "a" / "1.npz").read_bytes() == (tmp_path / "a" / "2.npz").read_bytes()
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["1.npz", "2.npz", "x.json"]
+
+
+def test_the_device_is_named_with_the_cores_that_may_be_used():
+    assert re.fullmatch(r".+, [1-9]\d* cores?", runs.device_name())
+    assert runs.versions()["device"] == runs.device_name()
