@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selfens_jax.models.layers import batch_norm, max_pool_of_three
+from selfens_jax.models.layers import batch_norm, conv, max_pool_of_three
 
 
 class InceptionModule(nn.Module):
@@ -18,7 +18,7 @@ class InceptionModule(nn.Module):
         narrow = x
         if x.shape[-1] > 1:
             narrow = nn.Conv(self.filters, (1,), use_bias=False, name="bottleneck")(x)
-        branches = [nn.Conv(self.filters, (k,), use_bias=False)(narrow) for k in self.kernels]
+        branches = [conv(self.filters, (k,), use_bias=False)(narrow) for k in self.kernels]
         branches.append(nn.Conv(self.filters, (1,), use_bias=False)(max_pool_of_three(x)))
         y = jnp.concatenate(branches, axis=-1)
         return nn.relu(batch_norm(use_running_average=not train)(y))

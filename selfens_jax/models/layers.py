@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from selfens_jax.models.convolution import fast_convolution
+
 BATCH_NORM_MOMENTUM = 0.9
 batch_norm: Callable[..., nn.BatchNorm] = partial(
     nn.BatchNorm, momentum=BATCH_NORM_MOMENTUM, epsilon=1e-5
 )
+
+conv: Callable[..., nn.Conv] = partial(nn.Conv, conv_general_dilated=fast_convolution)
 
 
 def max_pool_of_three(x: jax.Array, stride: int = 1) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selfens_jax.models.layers import batch_norm, max_pool_of_three
+from selfens_jax.models.layers import batch_norm, conv, max_pool_of_three
 
 
 class AttentionBlock(nn.Module):
@@ -14,7 +14,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = jnp.concatenate([nn.Conv(self.filters, (k,))(x) for k in (3, 6, 12)], axis=-1)
+        y = jnp.concatenate([conv(self.filters, (k,))(x) for k in (3, 6, 12)], axis=-1)
         y = nn.relu(batch_norm(use_running_average=not train)(y))
         channels = y.shape[-1]
         attention = nn.relu(nn.Dense(channels // 16)(y.mean(axis=1)))
