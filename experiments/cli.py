@@ -1,6 +1,7 @@
 """What the scripts share: flags, progress, and how they end."""
 
 import functools
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -123,6 +124,7 @@ def run(main: Callable[[], None]) -> None:
             return 1
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # orbax narrates every file it writes
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # how batch systems end a job
         if flags.FLAGS.compilation_cache:
             _keep_compiled_programs()
         try:

@@ -13,7 +13,6 @@ import io
 import os
 import platform
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
@@ -210,7 +209,7 @@ def run(
 
 def interrupt(process: subprocess.Popen) -> None:
     """Interrupts a script, which then writes down what it did; kills it if it does not end."""
-    process.send_signal(signal.SIGINT)
+    process.terminate()  # not SIGINT, which is ignored where a shell started this in the background
     try:
         process.wait(GRACE)
     except subprocess.TimeoutExpired:

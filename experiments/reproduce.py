@@ -8,7 +8,6 @@ wrote. A killed call, started again, goes on; jobs that failed are tried again.
 """
 
 import dataclasses
-import signal
 from pathlib import Path
 
 import cli
@@ -52,7 +51,6 @@ LISTED = 20  # jobs named at the end, of those that failed or did not run
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # how batch systems end a job
     names = check_what()
     settings = check_settings()
     grids = {name: check_grid(name) for name in plan.NAMES}

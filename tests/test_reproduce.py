@@ -104,7 +104,8 @@ def scripts(tmp_path, monkeypatch):
     folder.mkdir()
     (folder / "train.py").write_text(
         """
-import pathlib, sys, time
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
 place = f"{flags['dataset']}/{flags['model']}/{flags['ensemble']}/sigma={flags['sigma']}/seed=0"
 run = pathlib.Path(flags["runs_dir"]) / place

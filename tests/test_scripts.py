@@ -200,6 +200,24 @@ def test_killed_training_goes_on_to_the_same_parameters(tmp_path):
     assert "already been trained" in again.stderr
 
 
+def test_a_batch_systems_end_is_an_interruption(tmp_path):
+    """Also where SIGINT is ignored, as it is in what a shell script starts in the background."""
+    make_npz(tmp_path / "own.npz")
+    arguments = ("--dataset=own.npz", "--model=lstm_fcn", "--sigma=0.5", "--epochs=100000")
+    process = subprocess.Popen(
+        ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command("train", *arguments)],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while "epoch/s" not in process.stderr.read(1000):  # until it trains
+        assert process.poll() is None
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.endswith("interrupted; the same command goes on from here\n")
+
+
 def weights_digest(folder, run):
     call(
         folder,
