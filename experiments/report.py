@@ -22,8 +22,8 @@ body { max-width: 66rem; margin: 2rem auto; padding: 0 1rem; background: var(--b
 h1, h2 { line-height: 1.2; }
 h2 { margin-top: 3rem; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.5rem; border-bottom: 1px solid var(--line); text-align: left;
+table { border-collapse: collapse; font-size: 0.8rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.4rem; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: bottom; }
 .number { text-align: right; }
 td.number { white-space: nowrap; }
