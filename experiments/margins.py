@@ -3,10 +3,11 @@
     python experiments/margins.py --ensemble=mc
 
 Writes margins-<id>.npz (logits of the ensemble for each draw) and .json (the check, for mb and mc)
-into the run directory. Takes minutes, and starts again if killed.
+into the run directory. A killed command, started again, goes on and ends with the same files.
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -51,24 +52,31 @@ def main() -> None:
         cli.say(f"{file} is there already")
         return
 
-    def draw(of: smoothing.Predict) -> np.ndarray:
-        return smoothing.draw_logits(
-            of,
-            dataset.x_test[chosen],
-            sigma=settings["sigma"],
-            num_draws=FLAGS.num_draws,
-            key=stream(settings["noise_seed"], "certification"),
-            indices=chosen,
-        )
-
+    pieces = file.with_suffix("")  # a file for each pass
     masked = config["ensemble"] in ("mb", "mc")
     passes = 1 + masked * (1 + FLAGS.num_random_masks)
-    with tqdm(total=passes, unit="pass", desc="drawing") as bar:
-        logits = draw(predict)
-        bar.update()
+    done = len(list(pieces.glob("*.npz")))
+    with tqdm(total=passes, initial=done, unit="pass", desc="drawing") as bar:
+
+        def draw(name: str, of: smoothing.Predict) -> np.ndarray:
+            piece = pieces / f"{name}.npz"
+            if not piece.exists():
+                drawn = smoothing.draw_logits(
+                    of,
+                    dataset.x_test[chosen],
+                    sigma=settings["sigma"],
+                    num_draws=FLAGS.num_draws,
+                    key=stream(settings["noise_seed"], "certification"),
+                    indices=chosen,
+                )
+                runs.write_npz(piece, logits=drawn)
+                bar.update()
+            return runs.read_npz(piece, ["logits"])["logits"]
+
+        logits = draw("ensemble", predict)
         examples = [{"index": int(index)} for index in chosen]
         if masked:
-            parts = draw_parts(predict, config, dataset.x_test[chosen], draw, bar)
+            parts = draw_parts(predict, config, dataset.x_test[chosen], draw)
             for example, *of_example in zip(examples, *parts, strict=True):
                 example |= check(*of_example)
     runs.write_npz(
@@ -79,6 +87,7 @@ def main() -> None:
         settings=np.array(json.dumps(settings, sort_keys=True)),
     )
     runs.write_json(file.with_suffix(".json"), {"settings": settings, "examples": examples})
+    shutil.rmtree(pieces)
     print(file)
 
 
@@ -86,10 +95,12 @@ def draw_parts(
     predict: smoothing.SelfEnsemble,
     config: dict[str, Any],
     x: np.ndarray,
-    draw: Callable[[smoothing.Predict], np.ndarray],
-    bar: tqdm,
+    draw: Callable[[str, smoothing.Predict], np.ndarray],
 ) -> tuple[np.ndarray, ...]:
     """Logits of the network under single masks, all with the same noise; N examples, P masks.
+
+    Args:
+      draw: the logits (N, n, K) of a classifier under noise, kept under a name.
 
     Returns:
       with noise, without a mask (N, n, K) and under each mask (N, n, P, K); without noise, without
@@ -100,14 +111,13 @@ def draw_parts(
     chosen = masks.draw(config["ensemble"], key, FLAGS.num_random_masks, length, config["keep"])
     without_noise = jax.jit(smoothing.mean_logits)
 
-    def under(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def under(name: str, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         one = smoothing.self_ensemble(model, variables, mask[None])
-        logits = draw(one), np.asarray(without_noise(one, x))
-        bar.update()
-        return logits
+        return draw(name, one), np.asarray(without_noise(one, x))
 
-    noisy, clean = under(np.ones(length, np.float32))
-    noisy_masked, clean_masked = zip(*map(under, np.asarray(chosen)), strict=True)
+    noisy, clean = under("no-mask", np.ones(length, np.float32))
+    of_masks = (under(f"mask-{i}", mask) for i, mask in enumerate(np.asarray(chosen)))
+    noisy_masked, clean_masked = zip(*of_masks, strict=True)
     return noisy, np.stack(noisy_masked, axis=2), clean, np.stack(clean_masked, axis=1)
 
 

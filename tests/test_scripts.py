@@ -437,6 +437,22 @@ def test_a_cpu_has_one_precision(trained):
     )
 
 
+def test_killed_margins_go_on_to_the_same_files(trained):
+    arguments = ("--dataset=own.npz", "--model=lstm_fcn", "--sigma=0.5", "--num_draws=40")
+    call(trained, "margins", *arguments)
+    before = {path: path.read_bytes() for path in results(trained, "margins-n40-*")}
+    assert len(before) == 2
+    for path in before:
+        path.unlink()
+    process = subprocess.Popen(
+        command("margins", *arguments), cwd=trained, stderr=subprocess.DEVNULL
+    )
+    assert kill_when(process, lambda: len(results(trained, "margins-n40-*/*.npz")) > 5)
+    assert not [path for path in results(trained, "margins-n40-*") if path.is_file()]
+    call(trained, "margins", *arguments)
+    assert {p: p.read_bytes() for p in results(trained, "margins-n40-*")} == before
+
+
 def test_several_sigmas_and_seeds_are_trained_side_by_side(tmp_path, trained):
     """Each run is what it is alone, also where some are finished or the command was killed."""
     make_npz(tmp_path / "own.npz")
