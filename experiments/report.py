@@ -142,7 +142,8 @@ def not_drawn(items: Sequence[Table | Drawing]) -> str:
     if not titles:
         return ""
     lines = "".join(f"<li>{html.escape(title)}</li>" for title in titles)
-    return f'<h2>Figures {NOT_MEASURED}</h2><ul class="open">{lines}</ul>\n'
+    head = f"{len(titles)} figure{'s' * (len(titles) > 1)} {NOT_MEASURED}"
+    return f'<details><summary class="open">{head}</summary><ul class="open">{lines}</ul></details>'
 
 
 def jobs_section(outcomes: jobs.Outcomes) -> str:

@@ -10,6 +10,7 @@ import dataclasses
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import cli
 from absl import flags
@@ -56,8 +57,10 @@ def main() -> None:
         )
         for config in configs
     ]
-    for folder, config in zip(folders, configs, strict=True):
-        prepare(folder, config, dataset)
+    asked = [asked_of(config, dataset) for config in configs]
+    for check in (refuse_another, prepare):  # all are looked at before anything is written
+        for folder, wanted in zip(folders, asked, strict=True):
+            check(folder, wanted)
     todo = []
     for folder, config in zip(folders, configs, strict=True):
         if runs.is_finished(folder):
@@ -92,26 +95,31 @@ def check_flags() -> list[training.TrainConfig]:
     ]
 
 
-def prepare(run: Path, config: training.TrainConfig, dataset: data.Dataset) -> None:
-    """Makes the run directory, or refuses one that holds something else."""
-    asked = {
-        "model": FLAGS.model,
-        **dataclasses.asdict(config),
-        "data": data.describe(dataset),
-    }
+def asked_of(config: training.TrainConfig, dataset: data.Dataset) -> dict[str, Any]:
+    """What a run's config.json says of it, versions apart."""
+    return {"model": FLAGS.model, **dataclasses.asdict(config), "data": data.describe(dataset)}
+
+
+def refuse_another(run: Path, asked: dict[str, Any]) -> None:
+    """Raises UserError if the run directory holds something else and is not to be overwritten."""
+    file = run / "config.json"
+    if not file.exists() or FLAGS.overwrite:
+        return
+    differences = runs.differences(runs.read_json(file), asked)
+    if differences:
+        raise UserError(
+            f"{run} was trained otherwise: {differences}; "
+            "--overwrite replaces it, another --runs_dir keeps both"
+        )
+
+
+def prepare(run: Path, asked: dict[str, Any]) -> None:
+    """Makes the run directory, unless it is there and is to be kept."""
     file = run / "config.json"
     if file.exists() and FLAGS.overwrite:
         shutil.rmtree(run)
-    if file.exists():
-        found = runs.read_json(file)
-        differences = runs.differences(found, asked)
-        if differences:
-            raise UserError(
-                f"{run} was trained otherwise: {differences}; "
-                "--overwrite replaces it, another --runs_dir keeps both"
-            )
-        return
-    runs.write_json(file, {**asked, "versions": runs.versions()})
+    if not file.exists():
+        runs.write_json(file, {**asked, "versions": runs.versions()})
 
 
 def open_run(folder: Path, config: training.TrainConfig, dataset: data.Dataset) -> Run:
@@ -123,9 +131,7 @@ def open_run(folder: Path, config: training.TrainConfig, dataset: data.Dataset) 
     if saved is None:
         return Run(folder, trainer, states, [], 0, 0.0)
     done, states, history = saved
-    cli.say(
-        f"going on after epoch {done}" + f" of {folder}" * (len(FLAGS.sigmas + FLAGS.seeds) > 0)
-    )
+    cli.say(f"going on after epoch {done} of {folder}")
     spent = runs.read_training_time(folder)
     return Run(folder, trainer, states, history, done, spent, saved=done == config.epochs)
 

@@ -472,6 +472,11 @@ def test_several_sigmas_and_seeds_are_trained_side_by_side(tmp_path, trained):
     call(tmp_path, "certify", "--dataset=own.npz", *CERTIFY, "--seed=2")
 
 
+def test_one_run_trained_otherwise_refuses_all_before_anything_is_written(trained):
+    several = ("--model=lstm_fcn", "--epochs=5", "--sigmas=0.75,0.5")  # 0.5 had 4 epochs
+    assert_refused(trained, "epochs is 4, not 5", "train", *several)
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
