@@ -96,7 +96,9 @@ def make(
     makers = {
         "table1": lambda grid: [tables.table1(results_dir, grid, settings)],
         "table2": lambda grid: [tables.table2(grid, FLAGS.data_dir)],
-        "table3": lambda grid: [tables.table3(results_dir, grid, settings)],
+        "table3": lambda grid: [
+            table(results_dir, grid, settings) for table in (tables.table3, tables.gains)
+        ],
         "table4": lambda grid: [tables.table4(results_dir, grid, settings)],
         "figure2": lambda grid: [figures.figure2()],
         "figure3": lambda grid: figures.figure3(results_dir, grid, settings),

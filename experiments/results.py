@@ -51,6 +51,11 @@ class Certified:
         return metrics.mean_radius(self.published.prediction, self.published.radius)
 
     @property
+    def credited_radius(self) -> np.ndarray:
+        """(N,) valid radii, 0 where the class is not the label; their mean is the ACR."""
+        return np.where(self.correct, self.exact.radius, 0.0)
+
+    @property
     def acr(self) -> float:
         """The field's ACR of the valid certificates."""
         return metrics.average_certified_radius(

@@ -319,6 +319,30 @@ def test_cells_that_the_paper_does_not_have(tmp_path):
     assert column(table, "difference") == ["-", "-"]
 
 
+def test_what_an_ensemble_adds_is_the_mean_difference_on_the_same_series(tmp_path):
+    single = dataclasses.replace(CELL, ensemble="single")
+    make_run(tmp_path, CELL, [SURE, SURE, UNSURE, WRONG])
+    make_run(tmp_path, single, [SURE, UNSURE, UNSURE, UNSURE])
+    table = tables.gains(tmp_path, GRID, SETTINGS)
+    assert column(table, "ensemble") == ["mc"]
+    largest = 0.4 * stats.norm.ppf(0.0005 ** (1 / 100))
+    # Series by series: 0, the largest, 0 (both abstain), 0 (one abstains, one is wrong).
+    assert column(table, "ACR, valid") == [pytest.approx(largest / 4)]
+    assert column(table, "s.e. (ACR)") == [pytest.approx(largest / 4)]  # sd largest / 2, 4 series
+    ours, alone = (results.certified(tmp_path, c, SETTINGS) for c in (CELL, single))
+    expected = ours.published_radius - alone.published_radius
+    assert column(table, "radius, ours") == [pytest.approx(expected)]
+    assert column(table, "radius, paper") == [0.0]  # 0.979 for both
+
+    # A seed without its `single` has nothing to be compared with.
+    make_run(tmp_path, dataclasses.replace(CELL, seed=1), [SURE] * 4)
+    two = tables.gains(tmp_path, dataclasses.replace(GRID, seeds=(0, 1)), SETTINGS)
+    assert column(two, "seeds") == ["1/2"]
+    assert column(two, "ACR, valid") == [pytest.approx(largest / 4)]
+    none = tables.gains(tmp_path, dataclasses.replace(GRID, sigmas=(0.3,)), SETTINGS)
+    assert none.texts()[0][4:] == ["0/1", "-", *["not measured"] * 4]
+
+
 def test_seeds_are_summed_up_as_mean_and_range(tmp_path):
     make_run(tmp_path, CELL, [SURE] * 4, seconds=10)
     make_run(tmp_path, dataclasses.replace(CELL, seed=1), [SURE, WRONG] * 2, seconds=20)
