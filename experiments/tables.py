@@ -267,6 +267,7 @@ def table3(results_dir: Path, grid: Grid, settings: Settings) -> Table:
                 their_radius,
                 radius,
                 difference(radius, their_radius),
+                mean_and_error([one.published.radius for one in found])[1],
                 Spread.of([one.acr for one in found]),
             )
         )
@@ -277,7 +278,8 @@ def table3(results_dir: Path, grid: Grid, settings: Settings) -> Table:
         "most voted class and the mean radius over all series, whose radii are not valid "
         f"certificates. Valid: exact certificates at alpha {ALPHA:g}, which may abstain; certified "
         "is the share certified with the right class, ACR counts the others as radius 0. Radii are "
-        "L2 norms in the units of the series. Several seeds: mean (least..most). "
+        "L2 norms in the units of the series. s.e.: the standard error of our mean radius from the "
+        "choice of series. Several seeds: mean (least..most). "
         f"{described(results_dir, grid, settings)}",
         (
             Column("data set"),
@@ -292,6 +294,7 @@ def table3(results_dir: Path, grid: Grid, settings: Settings) -> Table:
             Column("radius, paper", ".3f"),
             Column("radius, ours", ".3f"),
             Column("difference", "+.3f"),
+            Column("s.e.", ".3f"),
             Column("ACR, valid", ".3f"),
         ),
         rows,

@@ -307,7 +307,8 @@ def test_table3_has_the_papers_number_ours_its_way_and_the_valid_one(tmp_path):
     theirs = found.published.radius
     assert theirs[2] > 0  # it never abstains
     assert column(table, "radius, ours")[1].mean == pytest.approx(theirs.mean())
-    assert table.texts()[0].count("not measured") == 6
+    assert column(table, "s.e.") == [None, pytest.approx(stats.sem(theirs))]
+    assert table.texts()[0].count("not measured") == 7
     assert "not measured" in table.text(tmp_path)
     assert "Series from files in the archive's layout" in table.caption
 
