@@ -51,6 +51,7 @@ TRAINING = "selfens_jax/training.py"
 METRICS = "selfens_jax/metrics.py"
 RUNS = "selfens_jax/runs.py"
 ENSEMBLES = "selfens_jax/ensembles.py"
+CONVOLUTION = "selfens_jax/models/convolution.py"
 CERTIFY = "experiments/certify.py"
 COUNTING = "experiments/counting.py"
 
@@ -316,6 +317,28 @@ MUTATIONS = (
         "draws[block, : len(part)] = draw[part]",
         "draws[block, : len(part)] = 1 + draw[part]",
         (CONSENSUS,),
+    ),
+    # Convolutions and runs side by side
+    Mutation(
+        "a fast convolution one step off for kernels of even length",
+        CONVOLUTION,
+        "(length - 1) // 2",
+        "length // 2",
+        ("test_convolution.py::test_it_is_the_convolution",),
+    ),
+    Mutation(
+        "even steps of the series where the next are due",
+        CONVOLUTION,
+        "x[:, 2::2]",
+        "x[:, 0:-2:2]",
+        ("test_convolution.py::test_it_is_the_convolution",),
+    ),
+    Mutation(
+        "runs side by side with the first one's randomness",
+        TRAINING,
+        'for source in t.sources("training"))',
+        'for source in trainers[0].sources("training"))',
+        ("test_training.py::test_runs_side_by_side_are_each_themselves",),
     ),
     # Files of votes
     Mutation(
