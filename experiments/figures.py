@@ -13,7 +13,7 @@ from results import ALPHA, Margins, certified, margins
 from scipy import stats
 from tables import NOT_MEASURED, described
 
-from selfens_jax import certificates, plots, runs
+from selfens_jax import certificates, masks, plots, runs
 
 RENYI_ORDERS = (1.01, 2.0, 4.0, 8.0, 16.0)
 
@@ -105,7 +105,8 @@ def figure3(results_dir: Path, grid: Grid, settings: Settings) -> list[Drawing]:
 def draw_margins(found: Mapping[str, Margins]) -> Figure:
     figure = plots.new_figure(10, 4.2)
     left, right = figure.subplots(1, 2)
-    for (ensemble, measured), colour in zip(found.items(), plots.COLOURS, strict=False):
+    for ensemble, measured in found.items():
+        colour = plots.COLOURS[masks.ENSEMBLES.index(ensemble)]
         for axes, values in ((left, measured.margin[0]), (right, measured.score[0])):
             label = f"{ensemble}: mean {values.mean():.2f}, variance {values.var(ddof=1):.3g}"
             axes.hist(values, bins="fd", density=True, color=colour, alpha=0.3)
@@ -265,8 +266,9 @@ def drawing_of_curves(
         return Drawing(name, title, caption, None)
     figure = plots.new_figure(4.6 * len(drawn) + 0.6, 4.2)
     every: Sequence[Axes] = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    labels = list(dict.fromkeys(label for lines in curves.values() for label in lines))
     for axes, (panel, lines) in zip(every, drawn.items(), strict=True):
-        plots.draw_certified_accuracy(axes, lines)
+        plots.draw_certified_accuracy(axes, lines, labels)
         axes.set_title(panel)
         axes.legend(loc="lower left", frameon=False)
         axes.set_xlabel("radius r (L2 norm, units of the series)")

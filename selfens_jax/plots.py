@@ -1,7 +1,7 @@
 """Figures, in one style. Matplotlib is imported when one is drawn."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,17 +37,24 @@ def new_figure(width: float, height: float) -> "Figure":
 
 
 def draw_certified_accuracy(
-    axes: "Axes", curves: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    axes: "Axes",
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    labels: Sequence[str] = (),
 ) -> None:
     """Draws the share of examples that are correct with a radius of at least r, against r.
 
-    curves: for each legend entry, (radius, correct) of the examples: (N,) each. An abstention is
+    Args:
+      curves: for each legend entry, (radius, correct) of the examples: (N,) each. An abstention is
         not correct. More curves than colours are told apart by their dashes.
+      labels: all legend entries of a figure of several axes, so that one has one colour in all of
+        them; by default those of `curves`.
     """
+    labels = list(labels or curves)
     finite = [radius[np.isfinite(radius)] for radius, _ in curves.values()]
     highest = max((values.max() for values in finite if values.size), default=0.0)
     right = 1.05 * highest if highest else 1.0
-    for number, (label, (radius, correct)) in enumerate(curves.items()):
+    for label, (radius, correct) in curves.items():
+        number = labels.index(label)
         # The share of examples that are correct with at least this radius falls at each radius.
         steps = np.sort(radius[correct])
         x = np.concatenate([[0.0], steps, [right]])

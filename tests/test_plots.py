@@ -36,6 +36,16 @@ def test_curves_without_any_certificate_or_with_infinite_radii_can_be_drawn():
     assert plots.certified_accuracy_curve({"a": nothing, "b": infinite}, "title")
 
 
+def test_a_legend_entry_has_one_colour_in_all_axes():
+    curve = (np.array([1.0]), np.array([True]))
+    left, right = plots.new_figure(4, 3).subplots(1, 2)
+    plots.draw_certified_accuracy(left, {"a": curve, "b": curve}, ["a", "b"])
+    plots.draw_certified_accuracy(right, {"b": curve}, ["a", "b"])
+    first, second = (line.get_color() for line in left.get_lines())
+    assert first != second
+    assert [line.get_color() for line in right.get_lines()] == [second]
+
+
 def test_perturbations_have_a_row_each_and_show_the_channel_that_changes_most():
     original = np.zeros((9, 2))
     first, second = original.copy(), original.copy()
