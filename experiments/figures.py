@@ -264,16 +264,21 @@ def drawing_of_curves(
     drawn = {panel: lines for panel, lines in measured.items() if lines}
     if not drawn:
         return Drawing(name, title, caption, None)
-    figure = plots.new_figure(4.6 * len(drawn) + 0.6, 4.2)
-    every: Sequence[Axes] = figure.subplots(1, len(drawn), sharey=True, squeeze=False)[0]
+    columns = min(len(drawn), 2)
+    rows = -(-len(drawn) // columns)
+    figure = plots.new_figure(4.6 * columns + 0.6, 4.2 * rows)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     labels = list(dict.fromkeys(label for lines in curves.values() for label in lines))
-    for axes, (panel, lines) in zip(every, drawn.items(), strict=True):
+    for number, (panel, lines) in enumerate(drawn.items()):
+        axes: Axes = grid.flat[number]
         plots.draw_certified_accuracy(axes, lines, labels)
         axes.set_title(panel)
         axes.legend(loc="lower left", frameon=False)
         axes.set_xlabel("radius r (L2 norm, units of the series)")
-    for axes in every[1:]:
-        axes.set_ylabel("")
+        if number % columns:
+            axes.set_ylabel("")
+    for axes in grid.flat[len(drawn) :]:
+        axes.remove()
     return Drawing(name, title, caption, figure)
 
 
