@@ -53,7 +53,7 @@ class Certified:
     @property
     def credited_radius(self) -> np.ndarray:
         """(N,) valid radii, 0 where the class is not the label; their mean is the ACR."""
-        return np.where(self.correct, self.exact.radius, 0.0)
+        return metrics.credited_radius(self.exact.prediction, self.exact.radius, self.labels)
 
     @property
     def acr(self) -> float:

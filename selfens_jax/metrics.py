@@ -40,13 +40,17 @@ def certified_accuracy(prediction, radius, labels, radii) -> np.ndarray:
     return np.mean(correct & (radius >= np.asarray(radii)[..., None]), axis=-1)
 
 
+def credited_radius(prediction, radius, labels) -> np.ndarray:
+    """(N,) radii, 0 for a wrong prediction or an abstention."""
+    return np.where(_correct(prediction, labels), _radius(radius, prediction), 0.0)
+
+
 def average_certified_radius(prediction, radius, labels) -> float:
     """The field's ACR: mean radius with 0 for a wrong prediction or an abstention.
 
     Zhai et al., MACER, ICLR 2020; the area under the curve of `certified_accuracy`.
     """
-    radius = _radius(radius, prediction)
-    return float(np.mean(np.where(_correct(prediction, labels), radius, 0.0)))
+    return float(np.mean(credited_radius(prediction, radius, labels)))
 
 
 def mean_radius(prediction, radius) -> float:

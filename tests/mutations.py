@@ -144,8 +144,8 @@ MUTATIONS = (
     Mutation(
         "ACR counts wrong predictions",
         METRICS,
-        "np.mean(np.where(_correct(prediction, labels), radius, 0.0))",
-        "np.mean(radius)",
+        "np.where(_correct(prediction, labels), _radius(radius, prediction), 0.0)",
+        "_radius(radius, prediction)",
         ("test_metrics.py::test_the_three_means",),
     ),
     # From the classifier to counts
