@@ -1,7 +1,6 @@
 """The paper's Figures 2 to 6, from what has been measured, with exact certificates."""
 
 import dataclasses
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,9 +32,8 @@ class Drawing:
     def write(self, results_dir: Path) -> None:
         """As PNG and SVG, with the caption below."""
         if self.figure is not None:
-            note = textwrap.fill(self.caption, int(18 * self.figure.get_figwidth()))
             for path, draw in zip(self.paths(results_dir), (plots.png, plots.svg), strict=True):
-                runs.write_bytes(path, draw(self.figure, self.title, note))
+                runs.write_bytes(path, draw(self.figure, self.title, self.caption))
 
     def text(self, results_dir: Path) -> str:
         """For a terminal: where it is."""

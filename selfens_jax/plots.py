@@ -1,6 +1,7 @@
 """Figures, in one style. Matplotlib is imported when one is drawn."""
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -137,4 +138,6 @@ def svg(figure: "Figure", title: str, note: str = "") -> bytes:
 
 def _set_note(figure: "Figure", note: str) -> None:
     # An empty one too: a figure that is drawn again may have another.
-    figure.supxlabel(note, fontsize=7, color="0.35")
+    width = int(18 * figure.get_figwidth())  # characters that fit
+    wrapped = "\n".join(textwrap.fill(line, width) for line in note.splitlines())
+    figure.supxlabel(wrapped, fontsize=7, color="0.35")
