@@ -10,14 +10,10 @@ run. Without PyTorch the JAX side is measured alone. Writes one table (.md, .csv
 (.png).
 """
 
-import csv
 import dataclasses
 import datetime
-import functools
-import io
 import itertools
 import math
-import multiprocessing
 import os
 import re
 import statistics
@@ -26,57 +22,50 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-# Else JAX takes most of a GPU's memory and leaves PyTorch none.
-os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-# Else torch.compile starts processes that warn of what they leave behind.
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-
+import benchmark_tables
 import cli
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from benchmark_tables import Row
+from contenders import (
+    CERTIFIERS,
+    DATASETS,
+    MEMBERS,
+    Case,
+    Run,
+    consensus_counter,
+    device,
+    forward_flop,
+    jax_certifier,
+    jax_training,
+    peak_memory,
+    timed,
+    torch,
+    torch_training,
+    torch_with,
+    tune_certification,
+    tune_training,
+)
 
-from selfens_jax import data, masks, models, plots, runs, smoothing, training
+from selfens_jax import models, runs, training
 from selfens_jax.errors import UserError
-from selfens_jax.models import convolution
 
-try:
-    import torch
+if torch is not None:
     import torch_baseline
-except ModuleNotFoundError as error:
-    if error.name != "torch":
-        raise
-    torch = None
 
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    length: int
-    num_classes: int
-    num_train: int
-
-
-DATASETS = {
-    "CBF": Shape(128, 3, 30),
-    "SyntheticControl": Shape(60, 6, 300),
-    "CricketX": Shape(300, 12, 390),
-    "tiny": Shape(16, 2, 6),  # no data set: for trying the benchmark out
-}
-WHAT = ("certify", "train", "scaling")
 SMOKE = {  # what --smoke sets, unless the flag is given
     "models": ["lstm_fcn"],
     "datasets": ["tiny"],
-    "what": list(WHAT),
+    "what": list(benchmark_tables.PARTS),
     "num_draws": 40,
     "num_masks": 2,
     "repeats": 1,
     "torch_compile": False,
     "memory": False,
 }
-SIGMA, KEEP, MEMBERS = 0.8, 0.9, 5
 
 flags.DEFINE_list("models", list(models.NAMES), "Architectures.")
 flags.DEFINE_list("datasets", list(DATASETS)[:3], "Data sets whose shapes the series have.")
@@ -85,7 +74,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_string("data_dir", None, "With --run_dir: a folder in the archive's layout.")
 flags.DEFINE_integer("consensus", 2, "With --run_dir: masks of the consensus measured beside.")
-flags.DEFINE_list("what", ["certify", "train"], f"Any of {', '.join(WHAT)}.")
+flags.DEFINE_list("what", ["certify", "train"], f"Any of {', '.join(benchmark_tables.PARTS)}.")
 flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
 flags.DEFINE_integer("num_masks", 5, "m, masks of the self-ensemble.")
 flags.DEFINE_integer("num_examples", 1, "Examples certified in each repeat.")
@@ -99,30 +88,6 @@ flags.DEFINE_bool("compilation_cache", False, "Keep compiled programs; hides com
 FLAGS = flags.FLAGS
 
 
-@dataclasses.dataclass
-class Row:
-    """One line of the table. Times are seconds an example (certify) or a training step (train)."""
-
-    what: str
-    model: str
-    dataset: str
-    contender: str
-    num_draws: int | None = None
-    num_masks: int | None = None
-    num_examples: int | None = None
-    repeats: int = 0
-    median_seconds: float | None = None
-    min_seconds: float | None = None
-    max_seconds: float | None = None
-    ratio_to_jax: float | None = None
-    forwards_per_second: float | None = None
-    gflop_per_second: float | None = None
-    share_of_matrix_rate: float | None = None
-    compile_seconds: float | None = None
-    peak_megabytes: float | None = None
-    note: str = ""
-
-
 class Clock:
     """Says when the time limit is reached, and keeps what it left unmeasured."""
 
@@ -132,6 +97,9 @@ class Clock:
 
     def is_over(self) -> bool:
         return time.monotonic() > self._deadline
+
+    def facts(self) -> dict[str, str]:
+        return {"left out at the time limit": ", ".join(self.left_out)} if self.left_out else {}
 
 
 def main() -> None:
@@ -154,7 +122,7 @@ def main() -> None:
     facts = {
         "date": f"{started:%Y-%m-%d %H:%M}",
         "command": " ".join(["python experiments/benchmark.py", *sys.argv[1:]]),
-        **machine(),
+        **processor(),
         "load average before the start": load,
         "versions": ", ".join(f"{k} {v}" for k, v in runs.versions().items()),
         "PyTorch": "not installed: JAX alone was measured" if torch is None else torch_facts(),
@@ -171,17 +139,18 @@ def main() -> None:
                 continue
             cli.say(f"{what}: {model}, {dataset}")
             rows += measures[what](model, dataset, clock)
-            write(path, rows, facts, clock)
+            benchmark_tables.write(path, rows, facts | clock.facts())
     except KeyboardInterrupt:
         cli.say("interrupted; what was measured is kept")
     if not rows:
         raise UserError("nothing was measured: the time limit is too short")
-    write(path, rows, facts, clock)
+    benchmark_tables.write(path, rows, facts | clock.facts())
     print(f"written to {path}.md (.csv, .png)")
 
 
 def check_flags() -> None:
-    for name, known in (("models", models.NAMES), ("datasets", DATASETS), ("what", WHAT)):
+    parts = benchmark_tables.PARTS
+    for name, known in (("models", models.NAMES), ("datasets", DATASETS), ("what", parts)):
         for value in FLAGS[name].value:
             if value not in known:
                 raise UserError(f"--{name}: unknown {value!r}; choose from {', '.join(known)}")
@@ -212,6 +181,11 @@ def check_run() -> None:
         )
 
 
+def torch_options() -> tuple[str, ...]:
+    """What is tried to make PyTorch faster, in this order."""
+    return ("channels_last", *(["compiled"] if FLAGS.torch_compile else []), "bfloat16")
+
+
 # Timing
 
 
@@ -228,13 +202,6 @@ def alternate(
             seconds[name].append(timed(run))
             cli.say(f"  {name:<24} {seconds[name][-1]:9.3f} s")
     return seconds
-
-
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds until `run` has its result; every contender returns values on the host."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def fill(row: Row, seconds: Sequence[float], per: int) -> Row:
@@ -287,131 +254,7 @@ def matrix_rows(
     return rows, max((r.gflop_per_second for r in rows if r.gflop_per_second), default=None)
 
 
-# Work
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What every contender is given: a network, masks and series."""
-
-    model: str
-    dataset: str
-    num_draws: int
-    num_masks: int
-    num_examples: int
-    run: str = ""  # a trained run, instead of fresh weights and random series
-    data_dir: str | None = None
-    consensus: int = 0
-
-    @property
-    def shape(self) -> Shape:
-        return DATASETS[self.dataset]
-
-    @property
-    def net(self) -> Any:
-        return models.create(self.model, self.shape.num_classes)
-
-    def variables(self) -> dict:
-        if not self.run:
-            return fresh_variables(self.net, self.shape.length)
-        _, stacked, _ = runs.load_networks(Path(self.run))
-        return models.unstack(stacked)[0]
-
-    def masks(self) -> np.ndarray:
-        return np.asarray(
-            masks.continuous(jax.random.key(1), self.num_masks, self.shape.length, KEEP)
-        )
-
-    def series(self) -> np.ndarray:
-        if self.run:
-            x = data.load(self.dataset, self.data_dir).x_test
-            return x[runs.evenly_spaced(self.num_examples, len(x))]
-        shape = (self.num_examples, self.shape.length, 1)
-        return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-    def torch_net(self) -> Any:
-        variables = jax.tree.map(np.asarray, self.variables())
-        return torch_baseline.from_flax(
-            self.model, variables, self.shape.num_classes, 1, self.shape.length
-        ).to(device())
-
-
-@functools.cache
-def fresh_variables(net: Any, length: int) -> dict:
-    key = jax.random.key(0, impl="unsafe_rbg")  # compiles several times faster than the default
-    return jax.jit(net.init)(key, jnp.zeros((1, length, 1)))
-
-
-Run = Callable[[np.ndarray], np.ndarray]  # series (N, T, 1) -> counts (N, K)
-
-
-def jax_certifier(case: Case) -> Run:
-    predict = jax_ensemble(case)
-    return lambda x: smoothing.count_votes(predict, x, **noise(case))
-
-
-def jax_consensus(case: Case) -> Run:
-    count = consensus_counter(case)
-    return lambda x: count(x)[0]
-
-
-def consensus_counter(case: Case) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """As `jax_consensus`, with the number of draws that needed every mask."""
-    predict = smoothing.consensus(jax_ensemble(case), case.consensus)
-    return lambda x: smoothing.count_consensus_votes(predict, x, **noise(case))
-
-
-def jax_ensemble(case: Case) -> smoothing.SelfEnsemble:
-    return smoothing.self_ensemble(case.net, case.variables(), case.masks())
-
-
-def noise(case: Case) -> dict[str, Any]:
-    return {"sigma": SIGMA, "num_draws": case.num_draws, "key": jax.random.key(2)}
-
-
-def torch_published(case: Case) -> Run:
-    net, masks_ = case.torch_net(), torch.tensor(case.masks(), device=device())
-    return lambda x: on_each(
-        x,
-        lambda series: torch_baseline.count_votes_as_published(
-            net, series, masks_, SIGMA, case.num_draws
-        ),
-    )
-
-
-def torch_best(case: Case, setup: Any) -> Run:
-    forward = torch_baseline.prepare(case.torch_net(), setup)
-    return torch_with(case, forward, setup.draws_per_batch)
-
-
-def torch_with(case: Case, forward: Callable, draws_per_batch: int) -> Run:
-    masks_ = torch.tensor(case.masks(), device=device())
-    return lambda x: on_each(
-        x,
-        lambda series: torch_baseline.count_votes(
-            forward, series, masks_, SIGMA, case.num_draws, draws_per_batch
-        ),
-    )
-
-
-def on_each(x: np.ndarray, count: Callable) -> np.ndarray:
-    """Counts one example after another: (N, T, C) -> (N, K)."""
-    series = torch.tensor(x.swapaxes(1, 2).copy(), device=device())
-    return np.stack([count(one).cpu().numpy() for one in series])
-
-
-# Every contender, by name. One that must be tuned first takes its setup as a second argument.
-CERTIFIERS: dict[str, Callable[..., Run]] = {
-    "jax": jax_certifier,
-    "jax consensus": jax_consensus,
-    "torch published": torch_published,
-    "torch best float32": torch_best,
-    "torch best": torch_best,
-}
-
-
-def device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+# Certification
 
 
 def certify(model: str, dataset: str, clock: Clock) -> list[Row]:
@@ -438,7 +281,7 @@ def certify(model: str, dataset: str, clock: Clock) -> list[Row]:
         ):
             contenders[name], arguments[name] = CERTIFIERS[name](case), ()
     if torch is not None:
-        tuned, trials = tune_certification(case)
+        tuned, trials = tune_certification(case, torch_options())
         for name, (setup, forward, first) in tuned.items():
             contenders[name] = torch_with(case, forward, setup.draws_per_batch)
             arguments[name], notes[name] = (setup,), str(setup)
@@ -496,129 +339,6 @@ def with_ratio(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def tune_certification(case: Case) -> tuple[dict[str, tuple[Any, Callable, float]], str]:
-    """PyTorch's best setups: name -> (setup, network, seconds of its first call); all trials."""
-    torch.compiler.reset()
-    net, masks_ = case.torch_net(), torch.tensor(case.masks(), device=device())
-    series = torch.tensor(case.series()[0].T.copy(), device=device())
-    kept: dict[Any, tuple[Any, Callable, float]] = {}
-    measured: list[float] = []
-
-    def seconds_per_draw(setup: Any) -> float:
-        forward = torch_baseline.prepare(net, setup)
-        size = setup.draws_per_batch
-
-        def one_batch() -> None:
-            torch_baseline.count_votes(forward, series, masks_, SIGMA, size, size)
-            torch_baseline.synchronise(device())
-
-        first = timed(one_batch)
-        kept[setup] = (setup, forward, first)
-        seconds = [timed(one_batch) / size]
-        if seconds[0] < 2 * min(measured, default=math.inf):  # else it is out of the question
-            turns = 3 * min(10, max(1, 100 // size)) - 1
-            seconds += [timed(one_batch) / size for _ in range(turns)]
-        measured.append(min(seconds))
-        return measured[-1]
-
-    sizes = (20, 50, 100, 200) if device() == "cpu" else (100, 250, 500, 1000)
-    sizes = tuple(size for size in sizes if size <= case.num_draws) or (case.num_draws,)
-    best_float32, best, trials = torch_baseline.tune(seconds_per_draw, sizes, options())
-    tuned = {"torch best float32": kept[best_float32]}
-    if best != best_float32:
-        tuned["torch best"] = kept[best]
-    return tuned, "; ".join(f"{setup}: {outcome(result, 'draw')}" for setup, result in trials)
-
-
-def options() -> tuple[str, ...]:
-    return ("channels_last", *(["compiled"] if FLAGS.torch_compile else []), "bfloat16")
-
-
-def outcome(result: float | str, per: str) -> str:
-    if isinstance(result, str):
-        return f"failed ({result[:60]})"
-    return f"{1e3 * result:.3g} ms a {per}"
-
-
-def forward_flop(case: Case) -> float:
-    """Floating-point operations of one series' forward pass, multiply and add counted apart.
-
-    Counts the direct convolutions, whichever way they are computed, padding included, and the
-    matrix products: the same work for every contender.
-    """
-    x = jnp.zeros((1, case.shape.length, 1))
-    with mock.patch.object(convolution, "SHORTEST", math.inf):
-        variables = jax.eval_shape(case.net.init, jax.random.key(0), x)
-        traced = jax.make_jaxpr(lambda v: case.net.apply(v, x, train=False))(variables)
-    return 2.0 * _multiply_adds(traced.jaxpr)
-
-
-def _multiply_adds(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        outputs = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            filters = kernel[params["dimension_numbers"].rhs_spec[0]]
-            total += outputs * math.prod(kernel) // filters
-        elif name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            total += outputs * math.prod(equation.invars[0].aval.shape[d] for d in contracted)
-        for inner in jax.tree.leaves(
-            list(params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                total += params.get("length", 1) * _multiply_adds(inner)
-    return total
-
-
-# Memory
-
-
-def peak_memory(name: str, case: Case, arguments: tuple = ()) -> float | None:
-    """Megabytes at the highest during a warm run, beyond the imported libraries.
-
-    On the host it is resident memory, in a fresh process; on a GPU what the framework allocated.
-    None where the system does not tell.
-    """
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_memory_here, (name, case, arguments))
-
-
-def _peak_memory_here(name: str, case: Case, arguments: tuple) -> float | None:
-    on_gpu = jax.default_backend() == "gpu"
-    jnp.zeros(1).block_until_ready()
-    before = _status_megabytes("VmRSS")
-    run, x = CERTIFIERS[name](case, *arguments), case.series()
-    run(x[:1])
-    if on_gpu and name.startswith("torch"):
-        torch.cuda.reset_peak_memory_stats()
-        run(x)
-        return torch.cuda.max_memory_allocated() / 1e6
-    if on_gpu:
-        run(x)
-        return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 1e6
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
-    except OSError:
-        return None
-    run(x)
-    after = _status_megabytes("VmHWM")
-    return None if before is None or after is None else after - before
-
-
-def _status_megabytes(field: str) -> float | None:
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
-    return int(found[1]) * 1024 / 1e6 if found else None
-
-
 # Training
 
 
@@ -632,10 +352,11 @@ def train(model: str, dataset: str, clock: Clock) -> list[Row]:
     steps_per_epoch, batch_size = trainer.steps_per_epoch, trainer.batch_size
     epochs = 1 if FLAGS.smoke else -(-10 // steps_per_epoch)
     steps = epochs * steps_per_epoch
+    turns = FLAGS.repeats + 1  # the first compiles
     contenders: dict[str, Callable[[], Any]] = {
-        "jax": jax_training(case, x, y, "mc", 1, epochs),
-        "jax, no masks": jax_training(case, x, y, "single", 1, epochs),
-        f"jax, {MEMBERS} members": jax_training(case, x, y, "de", MEMBERS, epochs),
+        "jax": jax_training(case, x, y, "mc", 1, epochs, turns),
+        "jax, no masks": jax_training(case, x, y, "single", 1, epochs, turns),
+        f"jax, {MEMBERS} members": jax_training(case, x, y, "de", MEMBERS, epochs, turns),
     }
     notes = {}
     if torch is not None:
@@ -643,7 +364,7 @@ def train(model: str, dataset: str, clock: Clock) -> list[Row]:
         batches = [(x[list(r)].swapaxes(1, 2).copy(), y[list(r)]) for r in rows]
         tensors = [tuple(torch.tensor(a, device=device()) for a in batch) for batch in batches]
         weights = training.class_weights(y, shape.num_classes)
-        setup, trials = tune_training(case, tensors, weights)
+        setup, trials = tune_training(case, tensors, weights, torch_options())
         plain = torch_baseline.Setup()
         contenders["torch"] = torch_training(case, tensors, weights, plain, 1, steps)
         if setup != plain:
@@ -670,65 +391,6 @@ def train(model: str, dataset: str, clock: Clock) -> list[Row]:
         if "members" in row.contender and row.median_seconds and single:
             row.note += f"; {row.median_seconds / single:.2f} times one network"
     return with_ratio(found)
-
-
-def jax_training(
-    case: Case, x: np.ndarray, y: np.ndarray, ensemble: str, members: int, epochs: int
-) -> Callable[[], Any]:
-    config = training.TrainConfig(
-        ensemble=ensemble,
-        sigma=SIGMA,
-        keep=KEEP,
-        num_members=members,
-        epochs=epochs * (FLAGS.repeats + 1),
-    )
-    trainer = training.Trainer(case.net, config, len(x))
-    states = training.init_states(trainer, x)
-    reports = training.train(trainer, x, y, states, epochs_per_report=epochs)
-    return lambda: jax.block_until_ready(next(reports)[0])
-
-
-def torch_training(
-    case: Case, batches: list, weights: np.ndarray, setup: Any, members: int, steps: int
-) -> Callable[[], Any]:
-    trainers = [torch_trainer(case, weights, setup) for _ in range(members)]
-
-    def run() -> None:
-        for trainer in trainers:
-            for _, (x, y) in zip(range(steps), itertools.cycle(batches), strict=False):
-                trainer.step(x, y)
-        torch_baseline.synchronise(device())
-
-    return run
-
-
-def torch_trainer(case: Case, weights: np.ndarray, setup: Any) -> Any:
-    pool = np.asarray(masks.continuous(jax.random.key(3), 256, case.shape.length, KEEP))
-    return torch_baseline.Trainer(
-        case.torch_net(),
-        setup,
-        SIGMA,
-        torch.tensor(pool, device=device()),
-        torch.tensor(weights, device=device()),
-    )
-
-
-def tune_training(case: Case, batches: list, weights: np.ndarray) -> tuple[Any, str]:
-    torch.compiler.reset()
-
-    def seconds_per_step(setup: Any) -> float:
-        trainer = torch_trainer(case, weights, setup)
-
-        def step() -> None:
-            trainer.step(*batches[0])
-            torch_baseline.synchronise(device())
-
-        step()
-        return min(timed(step) for _ in range(3))
-
-    start = (torch_baseline.Setup().draws_per_batch,)  # means nothing in training
-    _, best, trials = torch_baseline.tune(seconds_per_step, start, options())
-    return best, "; ".join(f"{s.options}: {outcome(result, 'step')}" for s, result in trials)
 
 
 # Scaling
@@ -764,44 +426,10 @@ def scale(model: str, dataset: str, clock: Clock) -> list[Row]:
     return rows
 
 
-def straight_line(rows: list[Row], varied: str) -> str:
-    """How far the measured times are from a line: a sentence."""
-    points = [
-        (getattr(row, varied), row.median_seconds)
-        for row in rows
-        if row.note == varied and row.median_seconds
-    ]
-    if len(points) < 3:
-        return f"{varied}: too few points"
-    sizes, seconds = np.array(points, float).T
-    slope, start = np.polyfit(sizes, seconds, 1, w=1 / seconds)
-    off = np.abs((start + slope * sizes) / seconds - 1).max()
-    return (
-        f"{varied}: {start:.3g} s + {slope:.3g} s each; the farthest point is {off:.1%} off the "
-        "line"
-    )
+# Facts
 
 
-# Output
-
-
-def write(path: Path, rows: list[Row], facts: dict[str, str], clock: Clock) -> None:
-    facts = dict(facts)
-    if clock.left_out:
-        facts["left out at the time limit"] = ", ".join(clock.left_out)
-    names = [field.name for field in dataclasses.fields(Row)]
-    text = io.StringIO()
-    for key, value in facts.items():
-        text.write(f"# {key}: {value}\n")
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in rows)
-    runs.write_bytes(path.with_name(path.name + ".csv"), text.getvalue().encode())
-    runs.write_bytes(path.with_name(path.name + ".md"), markdown(rows, facts).encode())
-    runs.write_bytes(path.with_name(path.name + ".png"), figure(rows, facts))
-
-
-def machine() -> dict[str, str]:
+def processor() -> dict[str, str]:
     facts = {"cores": str(os.cpu_count())}
     try:
         info = Path("/proc/cpuinfo").read_text()
@@ -822,157 +450,6 @@ def torch_facts() -> str:
     if device() == "cuda":
         where += f", {torch.cuda.get_device_name()}, TF32 as PyTorch's defaults have it"
     return f"{torch.__version__} ({where})"
-
-
-TABLE_HEADS = {
-    "certify": "One example certified",
-    "train": "One training step",
-    "scaling": "Time for all examples of one call",
-}
-_WHO = (("model", "model", "{}"), ("dataset", "series", "{}"), ("contender", "contender", "{}"))
-
-
-def _spread(form: str) -> tuple[tuple[str, str, str], ...]:
-    heads = {"median_seconds": "s", "min_seconds": "min", "max_seconds": "max"}
-    return tuple((name, head, form) for name, head in heads.items())
-
-
-_RATIO, _COMPILE = (
-    ("ratio_to_jax", "times jax", "{:.2f}"),
-    ("compile_seconds", "compile s", "{:.1f}"),
-)
-_PEAK = ("peak_megabytes", "peak MB", "{:.0f}")
-COLUMNS = {  # field of a row, its head, its format
-    "certify": (
-        *_WHO,
-        *_spread("{:.3f}"),
-        _RATIO,
-        ("forwards_per_second", "forwards/s", "{:.0f}"),
-        ("gflop_per_second", "GFLOP/s", "{:.1f}"),
-        ("share_of_matrix_rate", "of matrix rate", "{:.0%}"),
-        _PEAK,
-        _COMPILE,
-    ),
-    "train": (*_WHO, *_spread("{:.4f}"), _RATIO, _COMPILE, ("note", "", "{}")),
-    "scaling": (
-        ("model", "model", "{}"),
-        ("note", "varied", "{}"),
-        ("num_draws", "n", "{}"),
-        ("num_masks", "m", "{}"),
-        ("num_examples", "examples", "{}"),
-        *_spread("{:.3f}"),
-        _PEAK,
-    ),
-}
-
-
-def markdown(rows: list[Row], facts: dict[str, str]) -> str:
-    lines = ["# Benchmark", "", *(f"- {key}: {value}" for key, value in facts.items())]
-    for what, head in TABLE_HEADS.items():
-        some = [row for row in rows if row.what == what]
-        if not some:
-            continue
-        columns = COLUMNS[what]
-        lines += ["", f"## {head}", ""]
-        if what == "certify":
-            lines += [
-                f"n = {FLAGS.num_draws}, m = {FLAGS.num_masks}, {FLAGS.num_examples} example(s), "
-                f"{FLAGS.repeats} turns in alternation; medians, with the fastest and the slowest "
-                "turn. Peak MB: highest during a warm run, beyond the imported libraries.",
-                "",
-            ]
-        lines.append("| " + " | ".join(title for _, title, _ in columns) + " |")
-        lines.append("|" + "---|" * len(columns))
-        for row in some:
-            cells = [
-                "" if getattr(row, name) is None else form.format(getattr(row, name))
-                for name, _, form in columns
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        if what == "certify":
-            lines += [""] + [
-                f"- {row.model}, {row.dataset}, {row.contender}: {row.note}"
-                for row in some
-                if row.note and not row.contender.startswith("matrix")
-            ]
-        if what == "scaling":
-            for model in dict.fromkeys(row.model for row in some):
-                of_model = [row for row in some if row.model == model]
-                lines += [""] + [
-                    f"- {model}, {straight_line(of_model, varied)}"
-                    for varied in ("num_draws", "num_masks", "num_examples")
-                ]
-    return "\n".join(lines) + "\n"
-
-
-def figure(rows: list[Row], facts: dict[str, str]) -> bytes:
-    """A PNG with one line of panels for certification, one for training, one for scaling."""
-    parts = [what for what in WHAT if any(row.what == what for row in rows)]
-    drawn = plots.new_figure(9.6, 3.6 * len(parts))
-    panels = drawn.subfigures(len(parts), 1, squeeze=False)[:, 0]
-    for what, part in zip(parts, panels, strict=True):
-        some = [row for row in rows if row.what == what and row.median_seconds]
-        some = [row for row in some if not row.contender.startswith("matrix")]
-        (_lines if what == "scaling" else _points)(part, some, what)
-    note = "; ".join(
-        f"{key}: {facts[key]}" for key in ("date", "processor", "PyTorch") if key in facts
-    )
-    return plots.png(drawn, "Benchmark", note)
-
-
-def _points(part: Any, rows: list[Row], what: str) -> None:
-    axes = part.subplots()
-    groups = list(dict.fromkeys((row.model, row.dataset) for row in rows))
-    names = list(dict.fromkeys(row.contender for row in rows))
-    width = 0.8 / max(1, len(names))
-    for number, name in enumerate(names):
-        some = [row for row in rows if row.contender == name]
-        place = [groups.index((r.model, r.dataset)) + (number + 0.5) * width for r in some]
-        middle = np.array([row.median_seconds for row in some])
-        spread = [
-            middle - [row.min_seconds for row in some],
-            [row.max_seconds for row in some] - middle,
-        ]
-        colour = plots.COLOURS[number % len(plots.COLOURS)]
-        axes.errorbar(place, middle, spread, fmt="o", color=colour, capsize=3, label=name)
-    axes.set_xticks(
-        np.arange(len(groups)) + 0.4, [f"{model}\n{data}" for model, data in groups], fontsize=7
-    )
-    unit = "an example" if what == "certify" else "a step"
-    axes.set(yscale="log", ylabel=f"seconds {unit}", title=TABLE_HEADS[what])
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter("{x:g}")
-    axes.grid(axis="y", alpha=0.3)
-    axes.legend(frameon=False, fontsize=7, ncols=max(1, len(names)), loc="upper left")
-    axes.margins(y=0.25)
-
-
-def _lines(part: Any, rows: list[Row], what: str) -> None:
-    panels = part.subplots(1, 4)
-    for number, model in enumerate(dict.fromkeys(row.model for row in rows)):
-        colour = plots.COLOURS[number % len(plots.COLOURS)]
-        for axes, varied in zip(
-            panels[:3], ("num_draws", "num_masks", "num_examples"), strict=True
-        ):
-            some = [row for row in rows if row.note == varied and row.model == model]
-            x = [getattr(row, varied) for row in some]
-            axes.plot(x, [row.median_seconds for row in some], "o-", color=colour, label=model)
-            axes.set(xlabel=varied)
-        for varied, style in (("num_draws", "o-"), ("num_examples", "s--")):
-            some = [row for row in rows if row.note == varied and row.model == model]
-            some = [row for row in some if row.peak_megabytes is not None]
-            x = [row.num_draws * row.num_examples for row in some]
-            label = f"{model}, {varied}"
-            y = [row.peak_megabytes for row in some]
-            panels[3].plot(x, y, style, color=colour, label=label)
-    panels[0].set(ylabel="seconds", title="Time")
-    panels[3].set(xlabel="n x examples", ylabel="peak MB", title="Memory")
-    for axes in panels:
-        axes.grid(alpha=0.3)
-        # Room above the points, however flat they lie.
-        axes.set(xlim=(0, 1.1 * axes.get_xlim()[1]), ylim=(0, 1.1 * axes.get_ylim()[1]))
-    panels[0].legend(frameon=False, fontsize=7)
-    panels[3].legend(frameon=False, fontsize=6)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,9 @@
-"""The benchmark: PyTorch computes what JAX computes, and the script runs, with PyTorch or without.
+"""PyTorch, which the benchmark measures against, computes what JAX computes.
 
-Tests that need PyTorch skip without it and say so.
+These tests skip without PyTorch and say so.
 """
 
-import csv
 import importlib
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +13,6 @@ import pytest
 
 from selfens_jax import masks, models, smoothing
 
-ROOT = Path(__file__).parents[1]
 NUM_CLASSES = 3
 
 
@@ -216,59 +211,3 @@ def test_tuning_keeps_what_helps_and_survives_what_fails(baseline):
     assert best_float32 == baseline.Setup(50, channels_last=True)
     assert best == baseline.Setup(50, channels_last=True, bfloat16=True)
     assert [result for _, result in trials if isinstance(result, str)] == ["no compiler"]
-
-
-def run_benchmark(*arguments):
-    return subprocess.run(
-        [sys.executable, "experiments/benchmark.py", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_flops_are_those_of_the_papers():
-    # In a process of its own: two scripts' flags of one name cannot live in one.
-    code = (
-        "import benchmark\n"
-        "for name in ('inception_time', 'lstm_fcn', 'macnn'):\n"
-        "    print(benchmark.forward_flop(benchmark.Case(name, 'CBF', 1, 1, 1)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1] / "experiments",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    flops = [float(line) for line in done.stdout.split()]
-    assert flops == pytest.approx([107e6, 67.5e6, 661e6], rel=0.01)
-
-
-def test_the_benchmark_runs_and_writes_its_table(tmp_path):
-    done = run_benchmark("--smoke", "--what=certify", f"--output_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    (table,) = tmp_path.glob("*.csv")
-    lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
-    rows = list(csv.DictReader(lines))
-    assert rows[0]["contender"] == "jax"
-    assert all(float(row["median_seconds"]) > 0 for row in rows)
-    assert len(list(tmp_path.glob("*.md"))) == len(list(tmp_path.glob("*.png"))) == 1
-
-
-@pytest.mark.slow
-def test_the_benchmark_runs_whole(tmp_path):
-    done = run_benchmark("--smoke", "--memory", f"--output_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    (table,) = tmp_path.glob("*.md")
-    for head in ("One example certified", "One training step", "Time for all examples"):
-        assert head in table.read_text()
-
-
-@pytest.mark.parametrize("argument", ["--models=resnet", "--what=", "--num_draws=0", "--repeats=x"])
-def test_the_benchmark_says_a_user_error_in_one_line(argument, tmp_path):
-    done = run_benchmark(argument, f"--output_dir={tmp_path}")
-    assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stderr.startswith("error: ")

@@ -1,0 +1,374 @@
+"""What the benchmark measures: certification and training, in JAX and in PyTorch.
+
+A contender is a function without side effects that returns when its result is on the host. PyTorch
+is tuned first, so that it is measured at its best and not only as published.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+# Else JAX takes most of a GPU's memory and leaves PyTorch none.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Else torch.compile starts processes that warn of what they leave behind.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from selfens_jax import data, masks, models, runs, smoothing, training
+from selfens_jax.models import convolution
+
+try:
+    import torch
+    import torch_baseline
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    torch = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    length: int
+    num_classes: int
+    num_train: int
+
+
+DATASETS = {
+    "CBF": Shape(128, 3, 30),
+    "SyntheticControl": Shape(60, 6, 300),
+    "CricketX": Shape(300, 12, 390),
+    "tiny": Shape(16, 2, 6),  # no data set: for trying the benchmark out
+}
+SIGMA, KEEP, MEMBERS = 0.8, 0.9, 5
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds until `run` has its result; every contender returns values on the host."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What every contender is given: a network, masks and series."""
+
+    model: str
+    dataset: str
+    num_draws: int
+    num_masks: int
+    num_examples: int
+    run: str = ""  # a trained run, instead of fresh weights and random series
+    data_dir: str | None = None
+    consensus: int = 0
+
+    @property
+    def shape(self) -> Shape:
+        return DATASETS[self.dataset]
+
+    @property
+    def net(self) -> Any:
+        return models.create(self.model, self.shape.num_classes)
+
+    def variables(self) -> dict:
+        if not self.run:
+            return fresh_variables(self.net, self.shape.length)
+        _, stacked, _ = runs.load_networks(Path(self.run))
+        return models.unstack(stacked)[0]
+
+    def masks(self) -> np.ndarray:
+        return np.asarray(
+            masks.continuous(jax.random.key(1), self.num_masks, self.shape.length, KEEP)
+        )
+
+    def series(self) -> np.ndarray:
+        if self.run:
+            x = data.load(self.dataset, self.data_dir).x_test
+            return x[runs.evenly_spaced(self.num_examples, len(x))]
+        shape = (self.num_examples, self.shape.length, 1)
+        return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+    def torch_net(self) -> Any:
+        variables = jax.tree.map(np.asarray, self.variables())
+        return torch_baseline.from_flax(
+            self.model, variables, self.shape.num_classes, 1, self.shape.length
+        ).to(device())
+
+
+@functools.cache
+def fresh_variables(net: Any, length: int) -> dict:
+    key = jax.random.key(0, impl="unsafe_rbg")  # compiles several times faster than the default
+    return jax.jit(net.init)(key, jnp.zeros((1, length, 1)))
+
+
+Run = Callable[[np.ndarray], np.ndarray]  # series (N, T, 1) -> counts (N, K)
+
+
+def jax_certifier(case: Case) -> Run:
+    predict = jax_ensemble(case)
+    return lambda x: smoothing.count_votes(predict, x, **noise(case))
+
+
+def jax_consensus(case: Case) -> Run:
+    count = consensus_counter(case)
+    return lambda x: count(x)[0]
+
+
+def consensus_counter(case: Case) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """As `jax_consensus`, with the number of draws that needed every mask."""
+    predict = smoothing.consensus(jax_ensemble(case), case.consensus)
+    return lambda x: smoothing.count_consensus_votes(predict, x, **noise(case))
+
+
+def jax_ensemble(case: Case) -> smoothing.SelfEnsemble:
+    return smoothing.self_ensemble(case.net, case.variables(), case.masks())
+
+
+def noise(case: Case) -> dict[str, Any]:
+    return {"sigma": SIGMA, "num_draws": case.num_draws, "key": jax.random.key(2)}
+
+
+def torch_published(case: Case) -> Run:
+    net, masks_ = case.torch_net(), torch.tensor(case.masks(), device=device())
+    return lambda x: on_each(
+        x,
+        lambda series: torch_baseline.count_votes_as_published(
+            net, series, masks_, SIGMA, case.num_draws
+        ),
+    )
+
+
+def torch_best(case: Case, setup: Any) -> Run:
+    forward = torch_baseline.prepare(case.torch_net(), setup)
+    return torch_with(case, forward, setup.draws_per_batch)
+
+
+def torch_with(case: Case, forward: Callable, draws_per_batch: int) -> Run:
+    masks_ = torch.tensor(case.masks(), device=device())
+    return lambda x: on_each(
+        x,
+        lambda series: torch_baseline.count_votes(
+            forward, series, masks_, SIGMA, case.num_draws, draws_per_batch
+        ),
+    )
+
+
+def on_each(x: np.ndarray, count: Callable) -> np.ndarray:
+    """Counts one example after another: (N, T, C) -> (N, K)."""
+    series = torch.tensor(x.swapaxes(1, 2).copy(), device=device())
+    return np.stack([count(one).cpu().numpy() for one in series])
+
+
+# Memory measured in another process needs them by name.
+# Every contender, by name. One that must be tuned first takes its setup as a second argument.
+CERTIFIERS: dict[str, Callable[..., Run]] = {
+    "jax": jax_certifier,
+    "jax consensus": jax_consensus,
+    "torch published": torch_published,
+    "torch best float32": torch_best,
+    "torch best": torch_best,
+}
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+# PyTorch at its best
+
+
+def tune_certification(
+    case: Case, options: tuple[str, ...]
+) -> tuple[dict[str, tuple[Any, Callable, float]], str]:
+    """PyTorch's best setups: name -> (setup, network, seconds of its first call); all trials."""
+    torch.compiler.reset()
+    net, masks_ = case.torch_net(), torch.tensor(case.masks(), device=device())
+    series = torch.tensor(case.series()[0].T.copy(), device=device())
+    kept: dict[Any, tuple[Any, Callable, float]] = {}
+    measured: list[float] = []
+
+    def seconds_per_draw(setup: Any) -> float:
+        forward = torch_baseline.prepare(net, setup)
+        size = setup.draws_per_batch
+
+        def one_batch() -> None:
+            torch_baseline.count_votes(forward, series, masks_, SIGMA, size, size)
+            torch_baseline.synchronise(device())
+
+        first = timed(one_batch)
+        kept[setup] = (setup, forward, first)
+        seconds = [timed(one_batch) / size]
+        if seconds[0] < 2 * min(measured, default=math.inf):  # else it is out of the question
+            turns = 3 * min(10, max(1, 100 // size)) - 1
+            seconds += [timed(one_batch) / size for _ in range(turns)]
+        measured.append(min(seconds))
+        return measured[-1]
+
+    sizes = (20, 50, 100, 200) if device() == "cpu" else (100, 250, 500, 1000)
+    sizes = tuple(size for size in sizes if size <= case.num_draws) or (case.num_draws,)
+    best_float32, best, trials = torch_baseline.tune(seconds_per_draw, sizes, options)
+    tuned = {"torch best float32": kept[best_float32]}
+    if best != best_float32:
+        tuned["torch best"] = kept[best]
+    return tuned, "; ".join(f"{setup}: {outcome(result, 'draw')}" for setup, result in trials)
+
+
+def outcome(result: float | str, per: str) -> str:
+    if isinstance(result, str):
+        return f"failed ({result[:60]})"
+    return f"{1e3 * result:.3g} ms a {per}"
+
+
+# Training
+
+
+def jax_training(
+    case: Case, x: np.ndarray, y: np.ndarray, ensemble: str, members: int, epochs: int, turns: int
+) -> Callable[[], Any]:
+    config = training.TrainConfig(
+        ensemble=ensemble,
+        sigma=SIGMA,
+        keep=KEEP,
+        num_members=members,
+        epochs=turns * epochs,
+    )
+    trainer = training.Trainer(case.net, config, len(x))
+    states = training.init_states(trainer, x)
+    reports = training.train(trainer, x, y, states, epochs_per_report=epochs)
+    return lambda: jax.block_until_ready(next(reports)[0])
+
+
+def torch_training(
+    case: Case, batches: list, weights: np.ndarray, setup: Any, members: int, steps: int
+) -> Callable[[], Any]:
+    trainers = [torch_trainer(case, weights, setup) for _ in range(members)]
+
+    def run() -> None:
+        for trainer in trainers:
+            for _, (x, y) in zip(range(steps), itertools.cycle(batches), strict=False):
+                trainer.step(x, y)
+        torch_baseline.synchronise(device())
+
+    return run
+
+
+def torch_trainer(case: Case, weights: np.ndarray, setup: Any) -> Any:
+    pool = np.asarray(masks.continuous(jax.random.key(3), 256, case.shape.length, KEEP))
+    return torch_baseline.Trainer(
+        case.torch_net(),
+        setup,
+        SIGMA,
+        torch.tensor(pool, device=device()),
+        torch.tensor(weights, device=device()),
+    )
+
+
+def tune_training(
+    case: Case, batches: list, weights: np.ndarray, options: tuple[str, ...]
+) -> tuple[Any, str]:
+    torch.compiler.reset()
+
+    def seconds_per_step(setup: Any) -> float:
+        trainer = torch_trainer(case, weights, setup)
+
+        def step() -> None:
+            trainer.step(*batches[0])
+            torch_baseline.synchronise(device())
+
+        step()
+        return min(timed(step) for _ in range(3))
+
+    start = (torch_baseline.Setup().draws_per_batch,)  # means nothing in training
+    _, best, trials = torch_baseline.tune(seconds_per_step, start, options)
+    return best, "; ".join(f"{s.options}: {outcome(result, 'step')}" for s, result in trials)
+
+
+# Work and memory
+
+
+def forward_flop(case: Case) -> float:
+    """Floating-point operations of one series' forward pass, multiply and add counted apart.
+
+    Counts the direct convolutions, whichever way they are computed, padding included, and the
+    matrix products: the same work for every contender.
+    """
+    x = jnp.zeros((1, case.shape.length, 1))
+    with mock.patch.object(convolution, "SHORTEST", math.inf):
+        variables = jax.eval_shape(case.net.init, jax.random.key(0), x)
+        traced = jax.make_jaxpr(lambda v: case.net.apply(v, x, train=False))(variables)
+    return 2.0 * _multiply_adds(traced.jaxpr)
+
+
+def _multiply_adds(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        outputs = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+        if name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            filters = kernel[params["dimension_numbers"].rhs_spec[0]]
+            total += outputs * math.prod(kernel) // filters
+        elif name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            total += outputs * math.prod(equation.invars[0].aval.shape[d] for d in contracted)
+        for inner in jax.tree.leaves(
+            list(params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                total += params.get("length", 1) * _multiply_adds(inner)
+    return total
+
+
+def peak_memory(name: str, case: Case, arguments: tuple = ()) -> float | None:
+    """Megabytes at the highest during a warm run, beyond the imported libraries.
+
+    On the host it is resident memory, in a fresh process; on a GPU what the framework allocated.
+    None where the system does not tell.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_memory_here, (name, case, arguments))
+
+
+def _peak_memory_here(name: str, case: Case, arguments: tuple) -> float | None:
+    on_gpu = jax.default_backend() == "gpu"
+    jnp.zeros(1).block_until_ready()
+    before = _status_megabytes("VmRSS")
+    run, x = CERTIFIERS[name](case, *arguments), case.series()
+    run(x[:1])
+    if on_gpu and name.startswith("torch"):
+        torch.cuda.reset_peak_memory_stats()
+        run(x)
+        return torch.cuda.max_memory_allocated() / 1e6
+    if on_gpu:
+        run(x)
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 1e6
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    except OSError:
+        return None
+    run(x)
+    after = _status_megabytes("VmHWM")
+    return None if before is None or after is None else after - before
+
+
+def _status_megabytes(field: str) -> float | None:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) * 1024 / 1e6 if found else None

@@ -1,0 +1,90 @@
+"""The benchmark runs, with PyTorch or without, and its tables say what was measured."""
+
+import csv
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import benchmark_tables
+import contenders
+import pytest
+from benchmark_tables import Row
+
+from selfens_jax import models
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_benchmark(*arguments):
+    return subprocess.run(
+        [sys.executable, "experiments/benchmark.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_flops_are_those_of_the_papers():
+    flops = [
+        contenders.forward_flop(contenders.Case(name, "CBF", 1, 1, 1)) for name in models.NAMES
+    ]
+    assert flops == pytest.approx([107e6, 67.5e6, 661e6], rel=0.01)
+
+
+def test_how_far_times_are_from_a_line():
+    def rows(seconds):
+        sizes = (100, 200, 400)
+        return [
+            Row("scaling", "lstm_fcn", "CBF", "jax", n, 5, 1, median_seconds=s, note="num_draws")
+            for n, s in zip(sizes, seconds, strict=True)
+        ]
+
+    straight = benchmark_tables.straight_line(rows((1.5, 2.5, 4.5)), "num_draws")
+    assert straight == "num_draws: 0.5 s + 0.01 s each; the farthest point is 0.0% off the line"
+    bent = benchmark_tables.straight_line(rows((1.0, 4.0, 16.0)), "num_draws")
+    assert float(re.search(r"is (\S+)% off", bent)[1]) > 10
+    assert benchmark_tables.straight_line(rows((1, 2, 3)), "num_masks").endswith("too few points")
+
+
+def test_a_table_leaves_out_what_was_not_measured(tmp_path):
+    measured = Row("certify", "macnn", "CBF", "jax", 1000, 5, 1, 2, 1.5, 1.25, 1.75)
+    skipped = Row("certify", "macnn", "CBF", "torch published", note="not measured")
+    benchmark_tables.write(tmp_path / "table", [measured, skipped], {"date": "today"})
+    text = (tmp_path / "table.md").read_text()
+    assert "- date: today" in text
+    assert "n = 1000, m = 5, 1 example(s), 2 turn(s)" in text
+    assert "| macnn | CBF | jax | 1.500 | 1.250 | 1.750 |" in text
+    assert "| macnn | CBF | torch published |  |  |  |" in text
+    assert "- macnn, CBF, torch published: not measured" in text
+    assert (tmp_path / "table.csv").exists()
+    assert (tmp_path / "table.png").exists()
+
+
+def test_the_benchmark_runs_and_writes_its_table(tmp_path):
+    done = run_benchmark("--smoke", "--what=certify", f"--output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (table,) = tmp_path.glob("*.csv")
+    lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
+    rows = list(csv.DictReader(lines))
+    assert rows[0]["contender"] == "jax"
+    assert all(float(row["median_seconds"]) > 0 for row in rows)
+    assert len(list(tmp_path.glob("*.md"))) == len(list(tmp_path.glob("*.png"))) == 1
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_whole(tmp_path):
+    done = run_benchmark("--smoke", "--memory", f"--output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (table,) = tmp_path.glob("*.md")
+    for head in ("One example certified", "One training step", "Time for all examples"):
+        assert head in table.read_text()
+
+
+@pytest.mark.parametrize("argument", ["--models=resnet", "--what=", "--num_draws=0", "--repeats=x"])
+def test_the_benchmark_says_a_user_error_in_one_line(argument, tmp_path):
+    done = run_benchmark(argument, f"--output_dir={tmp_path}")
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stderr.startswith("error: ")
