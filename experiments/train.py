@@ -28,6 +28,12 @@ flags.DEFINE_list(
 flags.DEFINE_list("seeds", [], "Several, instead of --seed; with --sigmas, every pair.")
 flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Passes over the training series.")
 flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "The largest training batch.")
+flags.DEFINE_enum(
+    "class_weights",
+    _DEFAULTS.class_weights,
+    list(training.CLASS_WEIGHTS),
+    "balanced: every class has the same share of the loss, however rare; none: every series.",
+)
 flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "Adam's first learning rate.")
 flags.DEFINE_integer("num_members", 5, "Networks of a deep ensemble (--ensemble=de).")
 flags.DEFINE_float("checkpoint_every", 30.0, "Seconds between saved states.")
@@ -87,6 +93,7 @@ def check_flags() -> list[training.TrainConfig]:
             num_members=FLAGS.num_members if FLAGS.ensemble == "de" else 1,
             epochs=FLAGS.epochs,
             batch_size=FLAGS.batch_size,
+            class_weights=FLAGS.class_weights,
             learning_rate=FLAGS.learning_rate,
             seed=seed,
         )

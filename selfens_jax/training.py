@@ -3,10 +3,10 @@
     each step:  M <- a fresh mask for every series       (none for `single` and `de`)
                 theta <- theta - grad L(f_theta(M * (x + sigma * noise)), y)
 
-Adam with balanced class weights; the learning rate halves when the training loss has not improved
-for 50 epochs. The test split takes no part. At the end the BatchNorm statistics are estimated
-again under noise and masks with the final weights, because running averages over the last few
-small batches make the last model's accuracy swing.
+Adam, with balanced class weights unless told otherwise; the learning rate halves when the training
+loss has not improved for 50 epochs. The test split takes no part. At the end the BatchNorm
+statistics are estimated again under noise and masks with the final weights, because running
+averages over the last few small batches make the last model's accuracy swing.
 """
 
 import dataclasses
@@ -25,6 +25,7 @@ from selfens_jax.models.layers import BATCH_NORM_MOMENTUM
 from selfens_jax.streams import stream
 
 Variables = dict
+CLASS_WEIGHTS = ("balanced", "none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class TrainConfig:
       num_members: networks trained; 1 except for `de`.
       batch_size: the largest batch. An epoch's batches are of equal size: 300 series in batches
         of at most 128 are 3 batches of 100.
+      class_weights: `balanced`, every class has the same share of the loss, or `none`, every series
+        has.
       learning_rate, plateau_*: Adam's rate, halved (factor) after `patience` epochs without a
         better training loss, down to `floor`.
       seed: fixes initialization, order, noise, masks and dropout.
@@ -49,6 +52,7 @@ class TrainConfig:
     num_members: int = 1
     epochs: int = 1000
     batch_size: int = 128
+    class_weights: str = "balanced"
     learning_rate: float = 1e-3
     plateau_factor: float = 0.5
     plateau_patience: int = 50
@@ -60,6 +64,11 @@ class TrainConfig:
         if self.ensemble not in masks.ENSEMBLES:
             raise UserError(
                 f"unknown ensemble {self.ensemble!r}; choose from {', '.join(masks.ENSEMBLES)}"
+            )
+        if self.class_weights not in CLASS_WEIGHTS:
+            raise UserError(
+                f"unknown class_weights {self.class_weights!r}; choose from "
+                f"{', '.join(CLASS_WEIGHTS)}"
             )
         if not (np.isfinite(self.sigma) and self.sigma >= 0):
             raise UserError(f"sigma must be a finite number >= 0, not {self.sigma}")
@@ -145,8 +154,10 @@ class Trainer:
         )
 
 
-def class_weights(y: np.ndarray, num_classes: int) -> np.ndarray:
-    """(K,) float32 weights that give every class the same share of the loss: N / (K N_k)."""
+def class_weights(y: np.ndarray, num_classes: int, kind: str = "balanced") -> np.ndarray:
+    """(K,) float32: N / (K N_k), which gives every class the same share of the loss, or ones."""
+    if kind == "none":
+        return np.ones(num_classes, np.float32)
     return (len(y) / (num_classes * np.bincount(y, minlength=num_classes))).astype(np.float32)
 
 
@@ -260,7 +271,8 @@ def train_side_by_side(
     (shared, *others), steps = {t.shared for t in trainers}, {int(s.step) for s in flat}
     if others or len(steps) > 1:
         raise UserError("runs trained side by side may differ in sigma and seed only")
-    weights = jnp.asarray(class_weights(y, shared.model.num_classes))
+    weights = class_weights(y, shared.model.num_classes, shared.config.class_weights)
+    weights = jnp.asarray(weights)
     x, y = jnp.asarray(x), jnp.asarray(y)
     sources = tuple(source for t in trainers for source in t.sources("training"))
     members = shared.config.num_members

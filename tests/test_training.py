@@ -205,6 +205,13 @@ def test_the_loss_is_balanced(problem):
     assert row["accuracy"] == pytest.approx(3 / 20)
 
 
+def test_the_loss_is_that_of_the_series_without_class_weights(problem):
+    y = np.array([0] * 17 + [1] * 3)
+    settings = config(epochs=1, batch_size=20, class_weights="none")
+    _, (row,) = run(Trainer(Recorder(20), settings, num_examples=20), problem[0], y)
+    assert row["loss"] == pytest.approx((17 * np.log1p(np.e) + 3 * np.log1p(1 / np.e)) / 20)
+
+
 # Noise and masks
 
 
@@ -371,6 +378,7 @@ def test_without_recalibration_the_running_averages_stay(trained, problem):
     ("name", "bad"),
     [
         ("ensemble", "mask"),
+        ("class_weights", "inverse"),
         *[("sigma", bad) for bad in (-0.1, float("nan"), float("inf"))],
         *[("keep", bad) for bad in (0.0, 1.5, float("nan"))],
         *[("learning_rate", bad) for bad in (0.0, float("nan"))],
