@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs import Job
 
-from selfens_jax import data, masks, models, runs
+from selfens_jax import data, masks, models, runs, training
 
 KEEP, NUM_MASKS = 0.9, 5  # the paper's, unless a figure varies them; the scripts' defaults
 SIGMAS = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -32,6 +32,13 @@ class Settings:
     attack: tuple[str, ...]  # further flags of attack.py
     margin_masks: int  # masks drawn for the theory check
     margin_examples: int
+    class_weights: str = training.CLASS_WEIGHTS[0]
+
+    @property
+    def trained(self) -> str:
+        """How networks are trained, in words."""
+        weights = "" if self.class_weights == "balanced" else ", no class weights"
+        return f"{self.epochs} epochs{weights}"
 
     @property
     def attacked(self) -> int | None:
@@ -137,7 +144,8 @@ def keeps(profile: str) -> tuple[float, ...]:
 
 
 def train(cell: Cell, settings: Settings) -> Job:
-    return Job("train", cell.run, (*cell.flags, f"--epochs={settings.epochs}"))
+    others = (f"--epochs={settings.epochs}", f"--class_weights={settings.class_weights}")
+    return Job("train", cell.run, (*cell.flags, *others))
 
 
 def certify(cell: Cell, settings: Settings, num_masks: int = NUM_MASKS) -> Job:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import jobs
 from figures import Drawing
-from tables import NOT_MEASURED, Table
+from plan import Settings
+from tables import NOT_MEASURED, Table, series
 
 from selfens_jax import plots, runs
 
@@ -35,9 +36,8 @@ img { max-width: 100%; background: #fff; border-radius: 4px; }
 """
 
 
-def write(results_dir: Path, items: Sequence[Table | Drawing]) -> Path:
+def write(results_dir: Path, settings: Settings, items: Sequence[Table | Drawing]) -> Path:
     """Writes <results_dir>/report.html of these tables and figures; its path."""
-    settings = runs.read_json(results_dir / "settings.json")
     outcomes = jobs.read(results_dir)
     drawn = [item for item in items if isinstance(item, Table) or item.figure is not None]
     parts = [*map(section, drawn), not_drawn(items), jobs_section(outcomes)]
@@ -65,15 +65,14 @@ procedure, and ours with a valid certificate.</p>
     return file
 
 
-def facts(settings: dict, outcomes: jobs.Outcomes) -> str:
+def facts(settings: Settings, outcomes: jobs.Outcomes) -> str:
     """Settings, machines, dates."""
     done = [outcome for outcome in outcomes.values() if outcome.status == jobs.DONE]
-    examples = settings["num_examples"]
     dates = [outcome.date[:10] for outcome in done]
     states = Counter(outcome.status for outcome in outcomes.values())
     lines = {
-        "settings": f"{settings['epochs']} epochs, n = {settings['num_draws']} draws, "
-        f"{'all' if examples is None else examples} test series",
+        "settings": f"{settings.trained}, n = {settings.num_draws} draws, "
+        f"{series(settings.num_examples)}",
         "jobs": ", ".join(f"{number} {state}" for state, number in states.items()),
         "hardware": ", ".join(sorted({f"{o.device} on {o.host}" for o in done})),
         "dates": " to ".join(dict.fromkeys((min(dates), max(dates)))) if dates else "",

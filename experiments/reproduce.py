@@ -19,7 +19,7 @@ import tables
 from absl import flags
 from plan import Grid, Settings
 
-from selfens_jax import data, masks, models, runs
+from selfens_jax import data, masks, models, runs, training
 from selfens_jax.errors import UserError
 
 flags.DEFINE_list("what", [], f"Any of {', '.join(plan.NAMES)}, or all.")
@@ -38,6 +38,9 @@ flags.DEFINE_integer(
     "num_attacked",
     None,
     "Test series that are attacked, instead of as many as are certified.",
+)
+flags.DEFINE_enum(
+    "class_weights", None, list(training.CLASS_WEIGHTS), "As train.py's, instead of the profile's."
 )
 flags.DEFINE_string("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
 flags.DEFINE_string("results_dir", "results", "Where runs, tables and figures are kept.")
@@ -84,7 +87,9 @@ def main() -> None:
         for item in made[name]:
             print(item.text(results_dir), end="\n\n")
     if FLAGS.report:
-        file = report.write(results_dir, [item for items in made.values() for item in items])
+        file = report.write(
+            results_dir, settings, [item for items in made.values() for item in items]
+        )
         print(f"written to {file}")
     say_what_is_left(todo, results_dir)
 
@@ -163,7 +168,7 @@ def check_settings() -> Settings:
     if FLAGS.time_limit is not None and not FLAGS.time_limit > 0:
         raise UserError(f"--time_limit must be more than 0 minutes, not {FLAGS.time_limit}")
     settings = plan.PROFILES[FLAGS.profile]
-    given = {name: FLAGS[name].value for name in numbers_given}
+    given = {name: FLAGS[name].value for name in (*numbers_given, "class_weights")}
     given = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(settings, **given)
 

@@ -164,7 +164,7 @@ def described(results_dir: Path, grid: Grid, settings: Settings, what: str | Non
     if what is None:
         what = f"{series(settings.num_examples)}, n = {settings.num_draws}, "
     seeds = f"seed{'s' * (len(grid.seeds) > 1)} {', '.join(map(str, grid.seeds))}"
-    return f"{what}{settings.epochs} epochs, {seeds}.{sources(results_dir, grid.cells())}"
+    return f"{what}{settings.trained}, {seeds}.{sources(results_dir, grid.cells())}"
 
 
 def series(number: int | None) -> str:

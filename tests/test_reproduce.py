@@ -87,6 +87,14 @@ def test_fewer_series_can_be_attacked_than_certified():
     assert "--num_examples=4" in plan.certify(CELL, fewer).arguments
 
 
+def test_networks_can_be_trained_without_class_weights():
+    none = dataclasses.replace(SETTINGS, class_weights="none")
+    assert "--class_weights=none" in plan.train(CELL, none).arguments
+    assert plan.train(CELL, none).id == plan.train(CELL, SETTINGS).id  # kept apart by directory
+    assert SETTINGS.trained == "3 epochs"
+    assert none.trained == "3 epochs, no class weights"
+
+
 def test_a_job_is_a_command_line_of_a_script():
     job = plan.certify(CELL, SETTINGS)
     script, *arguments = job.command(pathlib.Path("results"), ["--data_dir=ucr"])
@@ -457,7 +465,6 @@ def test_figures_of_curves_show_what_was_measured_and_say_what_was_not(tmp_path)
 
 def test_the_report_needs_nothing_but_itself(tmp_path):
     make_run(tmp_path, CELL, [SURE] * 4)
-    runs.write_json(tmp_path / "settings.json", dataclasses.asdict(SETTINGS))
     job = plan.train(CELL, SETTINGS)
     failed = jobs.Outcome(job.id, "", job.run, "", "failed", "1", "2026-01-01", "h", "d", "<oops>")
     jobs.write(tmp_path, [failed])
@@ -466,7 +473,7 @@ def test_the_report_needs_nothing_but_itself(tmp_path):
         *figures.figure4(tmp_path, GRID, SETTINGS),
         *figures.figure5(tmp_path / "empty", GRID, SETTINGS, (1, 5)),
     ]
-    page = report.write(tmp_path, items).read_text()
+    page = report.write(tmp_path, SETTINGS, items).read_text()
     references = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')>\s]{0,30})""", page)
     assert references
     assert all(
@@ -563,6 +570,10 @@ REFUSED = [
     (["--what=table3", "--time_limit=0"], "--time_limit must be more than 0"),
     (["--what=table3", "--data_dir=nowhere"], "--data_dir: 'nowhere' is not a folder"),
     (["--what=table2", "--results_dir=old"], "old holds results of other settings: epochs is 3"),
+    (
+        ["--what=table2", "--results_dir=old", "--profile=smoke", "--class_weights=none"],
+        "class_weights is 'balanced', not 'none'",
+    ),
     (["--report", "--merge=old"], "old holds results of other settings: epochs is 3, not 1000"),
     (["--merge=nowhere"], "--merge: 'nowhere' is not another results directory"),
 ]
