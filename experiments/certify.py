@@ -262,6 +262,7 @@ def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple
         ("accuracy of the most voted class", metrics.accuracy(most_voted, labels)),
         ("certified and correct", metrics.accuracy(prediction, labels)),
         ("abstentions", metrics.abstention_rate(prediction)),
+        ("series of the most frequent class", metrics.most_frequent_share(labels)),
     ]
     means = [
         (

@@ -14,7 +14,7 @@ import numpy as np
 import trained
 from absl import flags
 
-from selfens_jax import runs, sequential
+from selfens_jax import metrics, runs, sequential
 from selfens_jax.certificates import ABSTAIN
 from selfens_jax.errors import UserError
 from selfens_jax.smoothing import default_batch_size, default_draws_per_block
@@ -151,6 +151,7 @@ def report(
     fixed = 1000 * members
     table = [
         (f"certified accuracy at r = {settings['target_radius']:g}", correct.mean(), ".2%"),
+        ("series of the most frequent class", metrics.most_frequent_share(labels), ".2%"),
         *[(NAMES[which], (decision == which).mean(), ".2%") for which in NAMES],
         ("draws an example, mean", draws.mean(), ".1f"),
         ("draws an example, median", np.median(draws), ".0f"),

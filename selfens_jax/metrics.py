@@ -31,6 +31,12 @@ def abstention_rate(prediction) -> float:
     return float(np.mean(_vector("prediction", prediction) < 0))
 
 
+def most_frequent_share(labels) -> float:
+    """The share of the most frequent class: the accuracy of naming it whatever the series."""
+    counts = np.unique(_vector("labels", labels), return_counts=True)[1]
+    return float(counts.max() / counts.sum())
+
+
 def certified_accuracy(prediction, radius, labels, radii) -> np.ndarray:
     """The share that is correct with a radius of at least r, for each r in `radii`; float64.
 

@@ -3,11 +3,11 @@
 import types
 from pathlib import Path
 
+import certify
 import counting
 import decisions
 import numpy as np
 import pytest
-from absl import flags
 from absl.testing import flagsaver
 from scipy import stats
 from test_consensus import MASKS, SIGMA, Bilinear
@@ -30,9 +30,9 @@ def decided(predict, distance: float, target_radius: float, max_draws: int = 400
     edges = sequential.batches(max_draws=max_draws)
     p0 = sequential.certified_share(target_radius, SIGMA)
     with flagsaver.flagsaver():
-        flags.FLAGS(["certify.py", f"--alpha={ALPHA}", f"--alpha_futility={ALPHA_FUTILITY}"])
+        certify.FLAGS(["certify.py", f"--alpha={ALPHA}", f"--alpha_futility={ALPHA_FUTILITY}"])
         state, forwards = decisions.run_tests(job, job.chosen, edges, p0)
-    flags.FLAGS.unparse_flags()
+    certify.FLAGS.unparse_flags()
     return state, forwards, edges[0]
 
 

@@ -15,6 +15,7 @@ RADIUS = np.array([1.0, 3.0, 0.0, 2.0, 0.5])
 def test_rates():
     assert metrics.accuracy(PREDICTION, LABELS) == pytest.approx(3 / 5)
     assert metrics.abstention_rate(PREDICTION) == pytest.approx(1 / 5)
+    assert metrics.most_frequent_share([4, 0, 4, 1]) == pytest.approx(2 / 4)
 
 
 def test_certified_accuracy_counts_correct_ones_with_at_least_the_radius():
