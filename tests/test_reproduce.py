@@ -402,6 +402,7 @@ def test_table2_is_counted_in_the_data(tmp_path):
         "24 (paper: 900)",
         "3",
         "16 (paper: 128)",
+        "33.3",
         "directory",
     ]
 
