@@ -271,7 +271,7 @@ def drawing_of_curves(
         axes: Axes = grid.flat[number]
         plots.draw_certified_accuracy(axes, lines, labels)
         axes.set_title(panel)
-        axes.legend(loc="lower left", frameon=False)
+        axes.legend(frameon=False)
         axes.set_xlabel("radius r (L2 norm, units of the series)")
         if number % columns:
             axes.set_ylabel("")

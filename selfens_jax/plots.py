@@ -26,7 +26,7 @@ def certified_accuracy_curve(
     axes = figure.subplots()
     draw_certified_accuracy(axes, curves)
     axes.set_title(title)
-    axes.legend(loc="lower left", frameon=False)
+    axes.legend(frameon=False)
     return png(figure, title, note)
 
 
