@@ -168,6 +168,7 @@ def figure5(
                 "m masks on one network",
                 curves,
                 described(results_dir, one, settings),
+                compared="m =",
             )
         )
     return drawings
@@ -200,6 +201,7 @@ def figure6(
                 "mask keeps)",
                 curves,
                 described(results_dir, one, settings),
+                compared="keep",
             )
         )
     return drawings
@@ -242,8 +244,12 @@ def drawing_of_curves(
     what: str,
     curves: Mapping[str, Mapping[str, Curve | None]],
     ending: str,
+    compared: str = "",
 ) -> Drawing:
-    """Panels side by side, each with its curves; those not measured are named in the caption."""
+    """Panels side by side, each with its curves; those not measured are named in the caption.
+
+    With `compared`, a panel is drawn only if two of its labels that begin so were measured.
+    """
     measured = {
         panel: {label: curve for label, curve in lines.items() if curve is not None}
         for panel, lines in curves.items()
@@ -259,7 +265,12 @@ def drawing_of_curves(
     )
     if left_out:
         caption += f" Not measured: {', '.join(left_out)}."
-    drawn = {panel: lines for panel, lines in measured.items() if lines}
+    least = 2 if compared else 1
+    drawn = {
+        panel: lines
+        for panel, lines in measured.items()
+        if sum(label.startswith(compared) for label in lines) >= least
+    }
     if not drawn:
         return Drawing(name, title, caption, None)
     columns = min(len(drawn), 2)

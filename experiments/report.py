@@ -18,13 +18,13 @@ STYLE = """
 @media (prefers-color-scheme: dark) {
   :root { --line: #444; --soft: #aaa; --back: #181818; --text: #e6e6e6; }
 }
-body { max-width: 66rem; margin: 2rem auto; padding: 0 1rem; background: var(--back);
+body { max-width: 70rem; margin: 2rem auto; padding: 0 1rem; background: var(--back);
   color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
 h1, h2 { line-height: 1.2; }
 h2 { margin-top: 3rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.8rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.4rem; border-bottom: 1px solid var(--line); text-align: left;
+th, td { padding: 0.25rem 0.3rem; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: bottom; }
 .number { text-align: right; }
 td.number { white-space: nowrap; }

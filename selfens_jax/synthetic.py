@@ -1,7 +1,8 @@
 """The published generators of two archive data sets, for machines that cannot reach the archive.
 
-The series are new draws from the same definitions, never the archive's own numbers. Class numbers
-and scaling follow the archive (every series there has mean 0 and sample standard deviation 1).
+The series are new draws from the same definitions, never the archive's own numbers. Class numbers,
+scaling (every series has mean 0 and sample standard deviation 1) and a random order follow the
+archive. Were the classes to alternate, evenly spaced series could all be of one class.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def cbf(seed: int | Sequence[int], num_examples: int) -> tuple[np.ndarray, np.nd
 
     Args:
         seed: whatever `numpy.random.default_rng` takes; equal seeds give equal series.
-        num_examples: n; the classes alternate, so every class has n / 3 series, rounded.
+        num_examples: n; every class has n / 3 series, rounded, in random order.
 
     Returns:
         x (n, 128) float64, z-normalised per series; y (n,) int: 1 cylinder, 2 bell, 3 funnel.
@@ -62,7 +63,8 @@ def cbf(seed: int | Sequence[int], num_examples: int) -> tuple[np.ndarray, np.nd
     shapes = np.stack([np.ones((num_examples, CBF_LENGTH)), (t - a) / (b - a), (b - t) / (b - a)])
     shape = shapes[y - 1, np.arange(num_examples)]
     x = height * shape * ((a <= t) & (t <= b)) + noise
-    return z_normalise(x[..., None])[..., 0], y
+    order = rng.permutation(num_examples)
+    return z_normalise(x[order, :, None])[..., 0], y[order]
 
 
 def synthetic_control(
@@ -83,7 +85,7 @@ def synthetic_control(
 
     Args:
         seed: whatever `numpy.random.default_rng` takes; equal seeds give equal series.
-        num_examples: n; the classes alternate, so every class has n / 6 series, rounded.
+        num_examples: n; every class has n / 6 series, rounded, in random order.
 
     Returns:
         x (n, 60) float64, z-normalised per series; y (n,) int in 1..6 as listed above.
@@ -102,4 +104,5 @@ def synthetic_control(
     patterns = np.stack([np.zeros((num_examples, length)), cycle, trend, -trend, shift, -shift])
     x = 30 + 2 * rng.uniform(-3, 3, (num_examples, length))
     x += patterns[y - 1, np.arange(num_examples)]
-    return z_normalise(x[..., None])[..., 0], y
+    order = rng.permutation(num_examples)
+    return z_normalise(x[order, :, None])[..., 0], y[order]

@@ -458,6 +458,10 @@ def test_figures_of_curves_show_what_was_measured_and_say_what_was_not(tmp_path)
     masked = dataclasses.replace(GRID, ensembles=("mb", "mc"))
     (fifth,) = figures.figure5(tmp_path, masked, SETTINGS, (1, 5))
     assert "Not measured: mb m = 1, mb m = 5, mc m = 1." in fifth.caption
+    assert fifth.figure is None  # one size alone is no comparison
+    make_run(tmp_path, dataclasses.replace(CELL, ensemble="mb"), [SURE] * 4)
+    (sixth,) = figures.figure6(tmp_path, masked, SETTINGS, (0.5, 0.9))
+    assert [axes.get_title() for axes in sixth.figure.axes] == ["mc"]
     (nothing,) = figures.figure4(tmp_path / "empty", GRID, SETTINGS)
     assert nothing.figure is None
     nothing.write(tmp_path)

@@ -36,6 +36,14 @@ def test_shapes_and_balance(name, generate, num_classes, length):
 
 
 @pytest.mark.parametrize(("name", "generate", "num_classes", "length"), GENERATORS)
+def test_evenly_spaced_series_are_of_all_classes(name, generate, num_classes, length):
+    _, y = generate(0, 300 * num_classes)
+    counts = np.bincount(y[::num_classes], minlength=num_classes + 1)[1:]
+    sd = np.sqrt(300 * (1 / num_classes) * (1 - 1 / num_classes))
+    assert np.abs(counts - 300 / num_classes).max() < 4 * sd  # were they all of one class: > 14 sd
+
+
+@pytest.mark.parametrize(("name", "generate", "num_classes", "length"), GENERATORS)
 def test_seed_decides_the_series(name, generate, num_classes, length):
     x, _ = generate(3, 12)
     np.testing.assert_array_equal(x, generate(3, 12)[0])
