@@ -71,7 +71,7 @@ def draw_votes(axes: Axes, counts: np.ndarray) -> None:
         for c in np.argsort(-of_series, kind="stable"):
             share = of_series[c] / of_series.sum()
             axes.barh(row, share, left=left, height=0.42, color=CLASS_COLOURS[c], edgecolor="white")
-            if share > 0.1:
+            if share > 0.2:  # wide enough for its words
                 text = f"{CLASSES[c]} {of_series[c]}"
                 colour = "white" if c == 1 else "black"
                 axes.text(left + 0.015, row, text, va="center", color=colour, fontsize=10)
