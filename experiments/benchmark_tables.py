@@ -10,7 +10,12 @@ import numpy as np
 
 from selfens_jax import plots, runs
 
-PARTS = ("certify", "train", "scaling")
+TABLE_HEADS = {
+    "certify": "One example certified",
+    "train": "One training step",
+    "scaling": "Time for all examples of one call",
+}
+PARTS = tuple(TABLE_HEADS)
 
 
 @dataclasses.dataclass
@@ -51,11 +56,6 @@ def write(path: Path, rows: list[Row], facts: dict[str, str]) -> None:
     runs.write_bytes(path.with_name(path.name + ".png"), figure(rows, facts))
 
 
-TABLE_HEADS = {
-    "certify": "One example certified",
-    "train": "One training step",
-    "scaling": "Time for all examples of one call",
-}
 _WHO = (("model", "model", "{}"), ("dataset", "series", "{}"), ("contender", "contender", "{}"))
 
 

@@ -1,7 +1,7 @@
 """What the benchmark measures: certification and training, in JAX and in PyTorch.
 
-A contender is a function without side effects that returns when its result is on the host. PyTorch
-is tuned first, so that it is measured at its best and not only as published.
+A contender is a function that returns when its result is on the host. PyTorch is tuned first, so
+that it is measured at its best and not only as published.
 """
 
 import dataclasses
@@ -171,8 +171,8 @@ def on_each(x: np.ndarray, count: Callable) -> np.ndarray:
     return np.stack([count(one).cpu().numpy() for one in series])
 
 
-# Memory measured in another process needs them by name.
-# Every contender, by name. One that must be tuned first takes its setup as a second argument.
+# By name, for the process of their own in which memory is measured. One that must be tuned first
+# takes its setup as a second argument.
 CERTIFIERS: dict[str, Callable[..., Run]] = {
     "jax": jax_certifier,
     "jax consensus": jax_consensus,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs import Job
 
-from selfens_jax import data, masks, models, runs, training
+from selfens_jax import data, masks, models, runs
 
 KEEP, NUM_MASKS = 0.9, 5  # the paper's, unless a figure varies them; the scripts' defaults
 SIGMAS = (0.1, 0.2, 0.4, 0.8, 1.6)
@@ -32,7 +32,7 @@ class Settings:
     attack: tuple[str, ...]  # further flags of attack.py
     margin_masks: int  # masks drawn for the theory check
     margin_examples: int
-    class_weights: str = training.CLASS_WEIGHTS[0]
+    class_weights: str = "balanced"
 
     @property
     def trained(self) -> str:

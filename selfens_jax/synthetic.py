@@ -63,8 +63,7 @@ def cbf(seed: int | Sequence[int], num_examples: int) -> tuple[np.ndarray, np.nd
     shapes = np.stack([np.ones((num_examples, CBF_LENGTH)), (t - a) / (b - a), (b - t) / (b - a)])
     shape = shapes[y - 1, np.arange(num_examples)]
     x = height * shape * ((a <= t) & (t <= b)) + noise
-    order = rng.permutation(num_examples)
-    return z_normalise(x[order, :, None])[..., 0], y[order]
+    return _as_in_the_archive(rng, x, y)
 
 
 def synthetic_control(
@@ -104,5 +103,12 @@ def synthetic_control(
     patterns = np.stack([np.zeros((num_examples, length)), cycle, trend, -trend, shift, -shift])
     x = 30 + 2 * rng.uniform(-3, 3, (num_examples, length))
     x += patterns[y - 1, np.arange(num_examples)]
-    order = rng.permutation(num_examples)
+    return _as_in_the_archive(rng, x, y)
+
+
+def _as_in_the_archive(
+    rng: np.random.Generator, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Series (n, T) z-normalised, and in random order with their classes."""
+    order = rng.permutation(len(y))
     return z_normalise(x[order, :, None])[..., 0], y[order]

@@ -271,8 +271,8 @@ def train_side_by_side(
     (shared, *others), steps = {t.shared for t in trainers}, {int(s.step) for s in flat}
     if others or len(steps) > 1:
         raise UserError("runs trained side by side may differ in sigma and seed only")
-    weights = class_weights(y, shared.model.num_classes, shared.config.class_weights)
-    weights = jnp.asarray(weights)
+    kind = shared.config.class_weights
+    weights = jnp.asarray(class_weights(y, shared.model.num_classes, kind))
     x, y = jnp.asarray(x), jnp.asarray(y)
     sources = tuple(source for t in trainers for source in t.sources("training"))
     members = shared.config.num_members
