@@ -17,7 +17,7 @@ import trained
 from absl import flags
 from tqdm import tqdm
 
-from selfens_jax import attacks, data, metrics, plots, runs, smoothing
+from selfens_jax import attacks, data, locks, metrics, plots, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
@@ -68,11 +68,13 @@ def main() -> None:
         **(draws if target == "smoothed" else {}),
     }
     name = f"attack-{target}-{len(chosen)}ex-{runs.digest([settings, chosen])[:10]}"
-    file, pieces = run / f"{name}.npz", run / name
+    folder = trained.output_folder(run)
+    file, pieces = folder / f"{name}.npz", folder / name
     if not file.exists():
-        arrays = attack(predict, settings, dataset, chosen, pieces)
-        runs.write_npz(file, **arrays, settings=np.array(json.dumps(settings, sort_keys=True)))
-    shutil.rmtree(pieces, ignore_errors=True)
+        with locks.held(folder / f".{name}.lock", f"the attack {file}"):
+            arrays = attack(predict, settings, dataset, chosen, pieces)
+            runs.write_npz(file, **arrays, settings=np.array(json.dumps(settings, sort_keys=True)))
+            shutil.rmtree(pieces, ignore_errors=True)
     names = ("original", "adversarial", "epsilons", "labels", "before", "after", "indices")
     report(settings, runs.read_npz(file, names), file)
 

@@ -69,10 +69,10 @@ SMOKE = {  # what --smoke sets, unless the flag is given
 
 flags.DEFINE_list("models", list(models.NAMES), "Architectures.")
 flags.DEFINE_list("datasets", list(DATASETS)[:3], "Data sets whose shapes the series have.")
-flags.DEFINE_string(
+cli.define_path(
     "run_dir", None, "A trained run, whose network and test series are measured in certify."
 )
-flags.DEFINE_string("data_dir", None, "With --run_dir: a folder in the archive's layout.")
+cli.define_path("data_dir", None, "With --run_dir: a folder in the archive's layout.")
 flags.DEFINE_integer("consensus", 2, "With --run_dir: masks of the consensus measured beside.")
 flags.DEFINE_list("what", ["certify", "train"], f"Any of {', '.join(benchmark_tables.PARTS)}.")
 flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
@@ -83,7 +83,7 @@ flags.DEFINE_float("time_limit", None, "Minutes after which nothing new is start
 flags.DEFINE_bool("memory", True, "Measure peak memory, each contender in a process of its own.")
 flags.DEFINE_bool("torch_compile", True, "Try torch.compile, which takes minutes to compile.")
 flags.DEFINE_bool("smoke", False, "Tiny sizes, to see that it runs; the times mean nothing.")
-flags.DEFINE_string("output_dir", "experiments/results/benchmark", "Where the results go.")
+cli.define_path("output_dir", "experiments/results/benchmark", "Where the results go.")
 flags.DEFINE_bool("compilation_cache", False, "Keep compiled programs; hides compile times.")
 FLAGS = flags.FLAGS
 
@@ -165,7 +165,7 @@ def check_flags() -> None:
 
 def check_run() -> None:
     """The run must be the one that --models and --datasets name, of a single network."""
-    config = runs.read_json(Path(FLAGS.run_dir) / "config.json")
+    config = runs.read_config(Path(FLAGS.run_dir))
     asked = {"models": [config["model"]], "datasets": [config["data"]["name"]]}
     for name, value in asked.items():
         if FLAGS[name].present and FLAGS[name].value != value:

@@ -40,7 +40,7 @@ flags.DEFINE_enum(
 flags.DEFINE_bool(
     "paper", False, "Radii as the paper's code computes them. They are NOT valid certificates."
 )
-flags.DEFINE_string("from_counts", None, "Certify saved counts again, without a model.")
+cli.define_path("from_counts", None, "Certify saved counts again, without a model.")
 FLAGS = flags.FLAGS
 
 
@@ -61,7 +61,9 @@ def main() -> None:
     if FLAGS.from_counts is not None:
         path = Path(FLAGS.from_counts)
         counted = read_counts(path)
-        report(counted, certify(counted), path.parent, path.stem.removeprefix("counts-"))
+        check_budget(counted.settings["num_draws"], len(counted.settings["data"]["classes"]))
+        folder = trained.output_folder(path.parent)
+        report(counted, certify(counted), folder, path.stem.removeprefix("counts-"))
     elif FLAGS.target_radius is not None:
         decisions.decide(counting.start_processes())
     else:
@@ -87,6 +89,16 @@ def check_flags() -> None:
             raise UserError(f"--alpha_futility must be between 0 and 1, not {FLAGS.alpha_futility}")
 
 
+def check_budget(num_draws: int, num_classes: int) -> None:
+    """Raises UserError if nothing could be certified with so many draws."""
+    if FLAGS.paper:
+        return  # which never abstains
+    try:
+        certificates.check_budget(num_draws, FLAGS.alpha, num_classes, FLAGS.interval, FLAGS.bound)
+    except UserError as error:
+        raise UserError(f"--num_draws: {error}") from None
+
+
 # Counting
 
 
@@ -95,6 +107,7 @@ def count(processes: tuple[int, int]) -> tuple[Counts, Path]:
     if FLAGS.num_draws < 1:
         raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
     run, config = trained.find_run(noisy=True)
+    check_budget(FLAGS.num_draws, len(config["data"]["classes"]))
     job = counting.prepare(
         run, config, smoothing.default_draws_per_block(), smoothing.default_batch_size()
     )
@@ -120,7 +133,7 @@ def count(processes: tuple[int, int]) -> tuple[Counts, Path]:
 
     entries = counting.measure_examples(
         processes,
-        job.run / f"votes-{counting.short(settings)}",
+        job.folder / f"votes-{counting.short(settings)}",
         settings,
         lambda values: len(values) == 1 + num_classes and sum(values[1:]) == FLAGS.num_draws,
         job.chosen,
@@ -136,7 +149,7 @@ def count(processes: tuple[int, int]) -> tuple[Counts, Path]:
         forwards=values[:, 0],
         settings=settings,
         seconds=np.array([entries[i].seconds for i in job.chosen]),
-    ), job.run
+    ), job.folder
 
 
 # Files

@@ -1,6 +1,9 @@
 """What the scripts share: flags, progress, and how they end."""
 
+import errno
 import functools
+import logging as python_logging
+import os
 import signal
 import sys
 import warnings
@@ -11,7 +14,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from selfens_jax import data, masks, models, training
+from selfens_jax import data, masks, models, paths, training
 from selfens_jax.errors import UserError
 
 _DEFAULTS = training.TrainConfig()
@@ -22,7 +25,7 @@ def define_run_flags() -> None:
     flags.DEFINE_string(
         "dataset", "CBF", "A name of the UCR archive, or a .npz with X_train y_train X_test y_test."
     )
-    flags.DEFINE_string("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
+    define_path("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
     flags.DEFINE_enum(
         "scaling", "none", data.SCALINGS, "Rescaling of each series before any noise."
     )
@@ -39,10 +42,23 @@ def define_run_flags() -> None:
     )
     flags.DEFINE_float("keep", _DEFAULTS.keep, "Share of the time steps that a mask keeps.")
     flags.DEFINE_integer("seed", 0, "Fixes everything random.")
-    flags.DEFINE_string("runs_dir", "runs", "Where runs are kept.")
+    define_path("runs_dir", "runs", "Where runs are kept.")
     flags.DEFINE_bool(
         "compilation_cache", True, "Keep compiled programs in a per-user folder for the next time."
     )
+
+
+def define_path(name: str, default: str | None, help_text: str) -> None:
+    """A flag that is a path, with ~ for the home directory."""
+    flags.DEFINE(_PathParser(), name, default, help_text)
+
+
+class _PathParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        return str(paths.expand(argument))
+
+    def flag_type(self) -> str:
+        return "path"
 
 
 def numbers(flag_values: flags.FlagValues, name: str, convert: type, least: float) -> tuple:
@@ -91,7 +107,8 @@ def provenance(source: dict[str, Any]) -> str:
 def class_names(source: dict[str, Any]) -> list[str]:
     """The classes of a record's data, and last, where a prediction of -1 finds it, abstention."""
     classes = source["classes"]
-    return [*classes, "abstain" if "-1" in classes else "-1"]
+    names = ("-1", "abstain", *(f"abstain_{number}" for number in range(len(classes))))
+    return [*classes, next(name for name in names if name not in classes)]
 
 
 def print_summary(
@@ -125,12 +142,28 @@ def run(main: Callable[[], None]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # orbax narrates every file it writes
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # how batch systems end a job
-        if flags.FLAGS.compilation_cache:
-            _keep_compiled_programs()
+        python_logging.getLogger("matplotlib").setLevel(python_logging.ERROR)  # a missing home
+        for stream in (sys.stdout, sys.stderr):  # a name may be more than the terminal can show
+            stream.reconfigure(errors="backslashreplace")
+        jax.config.update("jax_enable_x64", False)  # the networks are float32; so are the results
         try:
+            if flags.FLAGS.compilation_cache:
+                _keep_compiled_programs()
             main()
         except UserError as error:
             say(f"error: {error}")
+            return 1
+        except BrokenPipeError:  # whoever read the output has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            say(f"error: {_of_files(error)}")
+            return 1
+        except (RuntimeError, AssertionError):
+            missing = _missing_devices()
+            if not missing:
+                raise
+            say(f"error: {missing}")
             return 1
         except KeyboardInterrupt:
             say("interrupted; the same command goes on from here")
@@ -156,9 +189,37 @@ def _with_help(parse: Callable[[list[str]], list[str]]) -> Callable[[list[str]],
 
 
 def _keep_compiled_programs() -> None:
-    cache = Path.home() / ".cache" / "selfens_jax" / "xla"
     try:
+        cache = Path.home() / ".cache" / "selfens_jax" / "xla"
         cache.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return  # a read-only home costs compile time, nothing else
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+    except (OSError, RuntimeError):
+        return  # no home, or a read-only one, costs compile time, nothing else
+    if os.access(cache, os.W_OK | os.X_OK):
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def _of_files(error: OSError) -> str:
+    """What the operating system refused, in a line."""
+    reason = error.strerror or str(error)
+    if error.filename is None:
+        return reason
+    remedy = ""
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        known = [name for name in ("output_dir", "runs_dir", "results_dir") if name in flags.FLAGS]
+        remedy = f"; --{known[0]} writes elsewhere" if known else ""
+    return f"{os.fsdecode(error.filename)}: {reason}{remedy}"
+
+
+def _missing_devices() -> str:
+    """That JAX_PLATFORMS names what is not here, in a line; empty if it does not."""
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        if asked:
+            reason = str(error).partition(": ")[2].partition(" (set JAX")[0]
+            return (
+                f"JAX_PLATFORMS={asked} names a device that JAX cannot use here"
+                f"{f' ({reason})' if reason else ''}; unset it, or install JAX for that device"
+            )
+    return ""

@@ -5,7 +5,9 @@ every so-manieth example and write a log of their own; the first process waits f
 merges. Who counts an example changes nothing about its counts.
 """
 
+import contextlib
 import dataclasses
+import glob
 import hashlib
 import json
 import time
@@ -20,7 +22,7 @@ import trained
 from absl import flags
 from tqdm import tqdm
 
-from selfens_jax import data, runs, smoothing
+from selfens_jax import data, locks, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
@@ -60,7 +62,7 @@ def define_flags() -> None:
 class Job:
     """What is to be counted, and how; the same for a fixed number of draws and a target radius."""
 
-    run: Path
+    folder: Path  # where its results go
     dataset: data.Dataset
     chosen: np.ndarray  # (N,) places in the test split
     predict: smoothing.Predict
@@ -118,7 +120,8 @@ def prepare(run: Path, config: dict[str, Any], draws_per_block: int, batch_size:
         "precision": FLAGS.precision,
     }
     batch_size = FLAGS.batch_size or batch_size
-    return Job(run, dataset, chosen, predict, settings, batch_size, local_mesh())
+    folder = trained.output_folder(run)
+    return Job(folder, dataset, chosen, predict, settings, batch_size, local_mesh())
 
 
 def start_processes() -> tuple[int, int]:
@@ -176,7 +179,8 @@ def measure_examples(
       show: the text beside the progress bar, for new entries.
 
     Raises:
-      UserError: for damaged logs, or if entries of other processes do not arrive.
+      UserError: for damaged logs, if another process writes this log, or if entries of other
+        processes do not arrive.
       SystemExit: with status 0 in every process but the first, when its share is done.
     """
     this, number = processes
@@ -184,15 +188,18 @@ def measure_examples(
     def log(process: int) -> Path:
         return stem.with_name(f"{stem.name}{f'.{process}' if process else ''}.tsv")
 
-    own = log(this)
-    entries = runs.open_log(own, settings, whole)
-    for other in sorted(stem.parent.glob(f"{stem.name}*.tsv")):
-        entries |= runs.read_log(other, settings, whole) if other != own else {}
-    share = chosen[this::number]
-    todo = np.array([i for i in share if i not in entries], int)
-    with tqdm(
-        total=len(share), initial=len(share) - len(todo), unit="ex", desc="certifying"
-    ) as bar:
+    own, share = log(this), chosen[this::number]
+    what = f"the counting for {own}"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locks.held(own.with_name(f".{own.name}.lock"), what))
+        entries = runs.open_log(own, settings, whole)
+        for other in sorted(own.parent.glob(f"{glob.escape(stem.name)}*.tsv")):
+            entries |= runs.read_log(other, settings, whole) if other != own else {}
+        todo = np.array([i for i in share if i not in entries], int)
+        done = len(share) - len(todo)
+        bar = stack.enter_context(
+            tqdm(total=len(share), initial=done, unit="ex", desc="certifying")
+        )
         show({i: entries[i] for i in share.tolist() if i in entries})
         for start in range(0, len(todo), per_call):
             some = todo[start : start + per_call]

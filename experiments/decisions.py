@@ -50,12 +50,12 @@ def decide(processes: tuple[int, int]) -> None:
     edges = sequential.batches(block, block, max_draws=FLAGS.max_draws, block=block)
     run, config = trained.find_run(noisy=True)
     p0 = sequential.certified_share(FLAGS.target_radius, config["sigma"])
-    most = edges[-1] - edges[0]
-    if sequential.decide(most, most, p0, FLAGS.alpha) == sequential.OPEN:
+    try:
+        sequential.check_budget(edges, p0, FLAGS.alpha)
+    except UserError as error:
         raise UserError(
-            f"--max_draws={FLAGS.max_draws} cannot certify radius {FLAGS.target_radius:g} even if "
-            "all votes agree; raise it, or lower the radius"
-        )
+            f"--max_draws={FLAGS.max_draws} --target_radius={FLAGS.target_radius:g}: {error}"
+        ) from None
     # On a CPU one block a call, whose one program serves every batch.
     on_cpu = jax.default_backend() == "cpu"
     job = counting.prepare(run, config, block, block if on_cpu else default_batch_size())
@@ -81,7 +81,7 @@ def decide(processes: tuple[int, int]) -> None:
 
     entries = counting.measure_examples(
         processes,
-        job.run / f"decisions-{counting.short(settings)}",
+        job.folder / f"decisions-{counting.short(settings)}",
         settings,
         lambda values: len(values) == 5 and values[-1] in NAMES,
         job.chosen,
@@ -128,7 +128,7 @@ def report(
     correct = prediction == labels
 
     name = counting.short([settings, job.chosen.tolist()])
-    stem = job.run / f"target-r{settings['target_radius']:g}-{len(values)}ex-{name}"
+    stem = job.folder / f"target-r{settings['target_radius']:g}-{len(values)}ex-{name}"
     rows = [["idx", "label", "predict", "decision", "draws", "forwards", "correct", "time"]]
     rows += [
         [

@@ -9,6 +9,7 @@ into the run directory. A killed command, started again, goes on and ends with t
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cli
@@ -19,7 +20,7 @@ from absl import flags
 from plan import ENSEMBLE_SIZES
 from tqdm import tqdm
 
-from selfens_jax import margins, masks, runs, smoothing
+from selfens_jax import data, locks, margins, masks, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
@@ -47,11 +48,26 @@ def main() -> None:
         "indices": chosen.tolist(),
         "num_random_masks": FLAGS.num_random_masks,
     }
-    file = run / f"margins-n{FLAGS.num_draws}-{runs.digest(settings)[:10]}.npz"
+    name = f"margins-n{FLAGS.num_draws}-{runs.digest(settings)[:10]}"
+    folder = trained.output_folder(run)
+    file = folder / f"{name}.npz"
     if file.with_suffix(".json").exists():
         cli.say(f"{file} is there already")
         return
+    with locks.held(folder / f".{name}.lock", f"the drawing of {file}"):
+        measure(config, dataset, predict, settings, chosen, file)
+    print(file)
 
+
+def measure(
+    config: dict[str, Any],
+    dataset: data.Dataset,
+    predict: smoothing.Predict,
+    settings: dict[str, Any],
+    chosen: np.ndarray,
+    file: Path,
+) -> None:
+    """Draws logits, one file a pass, checks the theory on them, and writes both."""
     pieces = file.with_suffix("")  # a file for each pass
     masked = config["ensemble"] in ("mb", "mc")
     passes = 1 + masked * (1 + FLAGS.num_random_masks)
@@ -88,7 +104,6 @@ def main() -> None:
     )
     runs.write_json(file.with_suffix(".json"), {"settings": settings, "examples": examples})
     shutil.rmtree(pieces)
-    print(file)
 
 
 def draw_parts(

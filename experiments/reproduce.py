@@ -15,11 +15,12 @@ import figures
 import jobs
 import plan
 import report
+import results
 import tables
 from absl import flags
 from plan import Grid, Settings
 
-from selfens_jax import data, masks, models, runs, training
+from selfens_jax import certificates, data, locks, masks, models, runs, training
 from selfens_jax.errors import UserError
 
 flags.DEFINE_list("what", [], f"Any of {', '.join(plan.NAMES)}, or all.")
@@ -42,10 +43,10 @@ flags.DEFINE_integer(
 flags.DEFINE_enum(
     "class_weights", None, list(training.CLASS_WEIGHTS), "As train.py's, instead of the profile's."
 )
-flags.DEFINE_string("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
-flags.DEFINE_string("results_dir", "results", "Where runs, tables and figures are kept.")
+cli.define_path("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
+cli.define_path("results_dir", "results", "Where runs, tables and figures are kept.")
 flags.DEFINE_float("time_limit", None, "Minutes after which it stops; call it again to go on.")
-flags.DEFINE_string("merge", None, "Another results directory, whose finished jobs to take over.")
+cli.define_path("merge", None, "Another results directory, whose finished jobs to take over.")
 flags.DEFINE_bool("report", False, "Write everything there is to report.html.")
 flags.DEFINE_bool("compilation_cache", True, "Let the scripts keep compiled programs.")
 FLAGS = flags.FLAGS
@@ -70,9 +71,16 @@ def main() -> None:
         if not grids[name].ensembles:
             known = ", ".join(plan.GRIDS[name].ensembles)
             raise UserError(f"--ensembles leaves nothing of {name}, which has {known}")
+    with locks.held(results_dir / ".lock", f"a reproduction in {results_dir}"):
+        reproduce(names, grids, settings, results_dir)
+
+
+def reproduce(
+    names: tuple[str, ...], grids: dict[str, Grid], settings: Settings, results_dir: Path
+) -> None:
+    """Runs the jobs of some tables and figures, and shows what came out."""
     if not (results_dir / "settings.json").exists():
         runs.write_json(results_dir / "settings.json", dataclasses.asdict(settings))
-
     if FLAGS.merge is not None:
         jobs.merge(results_dir, Path(FLAGS.merge))
     todo = plan.all_jobs({name: grids[name] for name in names}, settings, FLAGS.profile)
@@ -170,7 +178,12 @@ def check_settings() -> Settings:
     settings = plan.PROFILES[FLAGS.profile]
     given = {name: FLAGS[name].value for name in (*numbers_given, "class_weights")}
     given = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(settings, **given)
+    settings = dataclasses.replace(settings, **given)
+    try:
+        certificates.check_budget(settings.num_draws, results.ALPHA, num_classes=2)
+    except UserError as error:
+        raise UserError(f"--num_draws: {error}") from None
+    return settings
 
 
 def check_grid(name: str) -> Grid:

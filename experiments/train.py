@@ -6,6 +6,7 @@
 A killed run, started again, goes on and ends with the same parameters.
 """
 
+import contextlib
 import dataclasses
 import shutil
 import time
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import cli
+import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from selfens_jax import data, models, runs, training
-from selfens_jax.errors import UserError
+from selfens_jax import data, locks, models, runs, training
+from selfens_jax.errors import UserError, check_resolution
 
 _DEFAULTS = training.TrainConfig()
 cli.define_run_flags()
@@ -57,6 +59,8 @@ class Run:
 def main() -> None:
     configs = check_flags()
     dataset = cli.load_data(FLAGS)
+    for sigma in {config.sigma for config in configs} - {0.0}:
+        check_resolution(np.concatenate([dataset.x_train, dataset.x_test]), sigma)
     folders = [
         runs.directory(
             FLAGS.runs_dir, dataset.name, FLAGS.model, config.ensemble, config.sigma, config.seed
@@ -64,18 +68,42 @@ def main() -> None:
         for config in configs
     ]
     asked = [asked_of(config, dataset) for config in configs]
-    for check in (refuse_another, prepare):  # all are looked at before anything is written
-        for folder, wanted in zip(folders, asked, strict=True):
-            check(folder, wanted)
-    todo = []
-    for folder, config in zip(folders, configs, strict=True):
-        if runs.is_finished(folder):
-            cli.say(f"{folder} has already been trained; --overwrite trains it again")
-        else:
-            todo.append(open_run(folder, config, dataset))
-    # Side by side are those that have come equally far.
-    for done in sorted({run.done for run in todo}, reverse=True):
-        train([run for run in todo if run.done == done], dataset)
+    for folder, wanted in zip(folders, asked, strict=True):
+        refuse_another(folder, wanted)
+    open_ones = [
+        of_run
+        for of_run in zip(folders, configs, asked, strict=True)
+        if FLAGS.overwrite or not is_trained(of_run[0])
+    ]
+    with contextlib.ExitStack() as stack:
+        for folder, *_ in open_ones:
+            lock = folder.with_name(f".{folder.name}.lock")
+            stack.enter_context(locks.held(lock, f"the training of {folder}"))
+        for folder, _, wanted in open_ones:
+            refuse_another(folder, wanted)  # what another process may have trained meanwhile
+            prepare(folder, wanted)
+        todo = [
+            open_run(folder, config, dataset)
+            for folder, config, _ in open_ones
+            if not is_trained(folder)
+        ]
+        # Side by side are those that have come equally far.
+        for done in sorted({run.done for run in todo}, reverse=True):
+            train([run for run in todo if run.done == done], dataset)
+
+
+def is_trained(run: Path) -> bool:
+    """Whether the run is finished, which it then says.
+
+    Raises:
+      UserError: if it is, but its network cannot be used.
+    """
+    if not runs.is_finished(run):
+        return False
+    _, variables, _ = runs.load_networks(run)
+    training.check_finite(variables, f"the network of {run}", "--overwrite trains it again")
+    cli.say(f"{run} has already been trained; --overwrite trains it again")
+    return True
 
 
 def check_flags() -> list[training.TrainConfig]:
@@ -85,7 +113,7 @@ def check_flags() -> list[training.TrainConfig]:
     for one, several in (("sigma", "sigmas"), ("seed", "seeds")):
         if FLAGS[one].present and FLAGS[several].present:
             raise UserError(f"--{one} and --{several}: give one of them")
-    return [
+    configs = [
         training.TrainConfig(
             ensemble=FLAGS.ensemble,
             sigma=sigma,
@@ -100,6 +128,7 @@ def check_flags() -> list[training.TrainConfig]:
         for sigma in sigmas
         for seed in seeds
     ]
+    return list(dict.fromkeys(configs))
 
 
 def asked_of(config: training.TrainConfig, dataset: data.Dataset) -> dict[str, Any]:
@@ -110,7 +139,7 @@ def asked_of(config: training.TrainConfig, dataset: data.Dataset) -> dict[str, A
 def refuse_another(run: Path, asked: dict[str, Any]) -> None:
     """Raises UserError if the run directory holds something else and is not to be overwritten."""
     file = run / "config.json"
-    if not file.exists() or FLAGS.overwrite:
+    if not file.exists() or not runs.is_begun(run) or FLAGS.overwrite:
         return
     differences = runs.differences(runs.read_json(file), asked)
     if differences:
@@ -125,7 +154,7 @@ def prepare(run: Path, asked: dict[str, Any]) -> None:
     file = run / "config.json"
     if file.exists() and FLAGS.overwrite:
         shutil.rmtree(run)
-    if not file.exists():
+    if not runs.is_begun(run):
         runs.write_json(file, {**asked, "versions": runs.versions()})
 
 
@@ -178,9 +207,10 @@ def train(together: list[Run], dataset: data.Dataset) -> None:
             if time.monotonic() - last_save > FLAGS.checkpoint_every:
                 save()
                 last_save = time.monotonic()
+    # Before the last states are saved: what cannot be finished is not to be gone on with.
+    finished = [models.stack(training.finish(run.trainer, x, run.states)) for run in together]
     if not all(run.saved for run in together):
         save()
-    finished = [models.stack(training.finish(run.trainer, x, run.states)) for run in together]
     save_times()
     for run, variables in zip(together, finished, strict=True):
         runs.finish(run.folder, variables, run.history)

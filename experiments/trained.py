@@ -1,5 +1,7 @@
 """What the commands that use a trained run share: finding it, and making its classifier."""
 
+import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ def define_flags() -> None:
     """Which classifier a run makes, and how it is examined; beside `cli.define_run_flags`."""
     flags.DEFINE_integer("num_masks", 5, "m, masks of a self-ensemble.")
     flags.DEFINE_integer("mask_seed", None, "Seed of the masks; --seed if not given.")
-    flags.DEFINE_string("run_dir", None, "The run to use; found from the other flags if not given.")
+    cli.define_path("run_dir", None, "The run to use; found from the other flags if not given.")
+    cli.define_path("output_dir", None, "Where the results go; into the run if not given.")
     flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example for the votes.")
     flags.DEFINE_integer("noise_seed", None, "Seed of all noise drawn here; --seed if not given.")
     flags.DEFINE_integer("num_examples", None, "Take this many evenly spaced test examples.")
@@ -33,10 +36,14 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
         `noisy` and was trained with sigma 0.
     """
     asked = {name: FLAGS[name].value for name in ("model", "ensemble", "sigma", "keep", "seed")}
+    if noisy and not 0 < FLAGS.sigma < math.inf:
+        raise UserError(
+            f"--sigma={FLAGS.sigma:g}: without noise there is no radius; above 0 needed"
+        )
     if FLAGS.run_dir is None:
-        dataset = Path(FLAGS.dataset).stem if FLAGS.dataset.endswith(".npz") else FLAGS.dataset
+        name = data.name_of(FLAGS.dataset)
         run = runs.directory(
-            FLAGS.runs_dir, dataset, FLAGS.model, FLAGS.ensemble, FLAGS.sigma, FLAGS.seed
+            FLAGS.runs_dir, name, FLAGS.model, FLAGS.ensemble, FLAGS.sigma, FLAGS.seed
         )
     else:
         run = Path(FLAGS.run_dir).absolute()
@@ -46,8 +53,11 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
     file = run / "config.json"
     if not file.exists() or not runs.is_finished(run):
         state = "is unfinished" if file.exists() else "does not exist"
-        raise UserError(f"the run {run} {state}; this trains it: {train_command()}")
-    config = runs.read_json(file)
+        remedy = f"this trains it: {train_command()}"
+        if FLAGS.run_dir is not None:
+            remedy = "--run_dir is the folder of one run, which holds its config.json"
+        raise UserError(f"the run {run} {state}; {remedy}")
+    config = runs.read_config(run)
     differences = runs.differences(config, asked)
     if differences:
         raise UserError(f"the run {run} was trained otherwise: {differences}")
@@ -59,7 +69,14 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
 def train_command() -> str:
     others = ("data_dir", "scaling", "model", "ensemble", "keep", "seed", "runs_dir")
     names = ["dataset", "sigma", *(n for n in others if FLAGS[n].value != FLAGS[n].default)]
-    return " ".join(["python experiments/train.py", *(f"--{n}={FLAGS[n].value}" for n in names)])
+    return shlex.join(
+        ["python", "experiments/train.py", *(f"--{n}={FLAGS[n].value}" for n in names)]
+    )
+
+
+def output_folder(run: Path) -> Path:
+    """Where the results of a run go: --output_dir, or the run itself."""
+    return run if FLAGS.output_dir is None else Path(FLAGS.output_dir).absolute()
 
 
 def load_data(run: Path, config: dict[str, Any]) -> data.Dataset:
@@ -109,6 +126,8 @@ def load_classifier(
     }
     file = run / f"masks-m{num_masks}-seed{mask_seed}.npz"
     if ensemble in ("mb", "mc"):
+        if not file.exists() and FLAGS.output_dir is not None:  # for the results of several runs
+            file = output_folder(run) / f"masks-{of_masks['masks_sha256'][:10]}.npz"
         if not file.exists():
             runs.write_npz(file, masks=chosen.astype(np.uint8))
         stored = runs.read_npz(file, ["masks"])["masks"].astype(np.float32)

@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfens_jax.errors import UserError
-from selfens_jax.smoothing import Predict, mean_logits
+from selfens_jax.ensembles import Predict, as_pytree, mean_logits
+from selfens_jax.errors import UserError, check_resolution, check_series
 
 EXAMPLES_PER_CALL = 4  # times 16 draws and 5 masks, the activations of a gradient fit any machine
 _STARTS, _STEPS, _COMPARISON = range(3)
@@ -67,7 +67,7 @@ def pgd_l2(
     """Series within epsilon of x that the attacked classifier finds hardest to call y.
 
     Args:
-      predict: maps series (B, T, C) to logits (B, K) or (members, B, K), as in `smoothing`.
+      predict: maps series (B, T, C) to logits (B, K), as in `smoothing`.
       x: (N, T, C) original series; y: (N,) the classes to move away from.
       epsilon: the radius of the L2 ball, one for all or (N,).
       key: random key of starts and noise.
@@ -86,11 +86,11 @@ def pgd_l2(
     Raises:
       UserError: for arguments outside their range.
     """
-    x, y = np.asarray(x, np.float32), np.asarray(y)
+    x, y = check_series(x), np.asarray(y)
     indices = np.arange(len(x)) if indices is None else np.asarray(indices)
     epsilon = np.broadcast_to(np.asarray(epsilon, np.float32), (len(x),))
-    if x.ndim != 3 or not len(x) or y.shape != (len(x),) or not np.isfinite(x).all():
-        raise UserError("x must be finite, (examples, time, channels), with one label an example")
+    if not len(x) or y.shape != (len(x),):
+        raise UserError("x must hold at least one series, with one label each")
     if not (np.isfinite(epsilon) & (epsilon >= 0)).all():
         raise UserError(f"epsilon must be finite and >= 0, not {epsilon.min()}")
     if not (np.isfinite(sigma) and sigma >= 0):
@@ -99,6 +99,15 @@ def pgd_l2(
         raise UserError("steps, restarts and num_draws must be at least 1")
     if not epsilon.any():
         return x.copy()  # the balls hold nothing else
+    step = float(np.spacing(np.abs(x).max()))
+    if step > epsilon[epsilon > 0].min():
+        raise UserError(
+            f"near the largest value of x float32 has steps of {step:g}, longer than epsilon "
+            f"{epsilon[epsilon > 0].min():g}: no attack can move it; subtract a constant from x"
+        )
+    if sigma > 0:
+        check_resolution(x, sigma)
+    predict = as_pytree(predict)
     # Only noise makes one draw differ from another.
     num_draws = num_draws if sigma > 0 else 1
     step_sizes = 2.5 * epsilon / steps if step_size is None else np.full_like(epsilon, step_size)
@@ -119,7 +128,7 @@ def prediction(predict: Predict, x: np.ndarray) -> np.ndarray:
     Raises:
       UserError: if a logit is NaN.
     """
-    logits = _in_blocks(partial(_logits, predict), np.asarray(x, np.float32))
+    logits = _in_blocks(partial(_logits, as_pytree(predict)), check_series(x))
     if np.isnan(logits).any():
         raise UserError("the network returned NaN: nothing can be predicted; train it again")
     return logits.argmax(axis=-1)

@@ -64,7 +64,7 @@ import numpy as np
 import scipy  # loads stats and optimize, which take a second, only where they are used
 from scipy import special
 
-from selfens_jax.errors import UserError, check_alpha, check_counts, check_sigma
+from selfens_jax.errors import MAX_DRAWS, UserError, check_alpha, check_counts, check_sigma
 
 ABSTAIN = -1
 INTERVALS = ("clopper_pearson", "goodman", "sison_glaz")
@@ -99,6 +99,35 @@ class Certificates:
     bound: str
     valid: bool
     statement: str
+
+
+def check_budget(
+    num_draws: int, alpha: float, num_classes: int, interval="clopper_pearson", bound="cohen"
+) -> None:
+    """Refuses a number of draws with which no series could be certified.
+
+    num_draws: n. alpha, interval, bound: as in ``certify_counts``.
+
+    Raises UserError if all n votes for one class would still be an abstention; it names the least n
+    that is enough.
+    """
+
+    def enough(draws: int) -> bool:
+        unanimous = draws * np.eye(1, num_classes, dtype=np.int64)
+        return bool(certify_counts(unanimous, 1.0, alpha, interval, bound).prediction[0] >= 0)
+
+    if num_draws >= 1 and enough(num_draws):
+        return
+    too_few, least = 0, 1
+    while least < MAX_DRAWS and not enough(least):
+        too_few, least = least, min(2 * least, MAX_DRAWS)
+    while least - too_few > 1:
+        middle = (too_few + least) // 2
+        too_few, least = (too_few, middle) if enough(middle) else (middle, least)
+    raise UserError(
+        f"{num_draws} draws can certify nothing at alpha {alpha:g}, even if all votes agree: at "
+        f"least {least} are needed"
+    )
 
 
 def certify_counts(

@@ -13,14 +13,15 @@ import os
 import pathlib
 import re
 import socket
+import unicodedata
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
-from selfens_jax import synthetic
+from selfens_jax import labels, paths, synthetic
 from selfens_jax.errors import UserError
 
 PAPER_DATASETS = (
@@ -35,6 +36,8 @@ SCALINGS = ("none", "z_score")
 NETWORK_TIMEOUT = 10.0  # seconds without an answer, per connection
 ARCHIVE_URL = "https://www.timeseriesclassification.com"
 NPZ_KEYS = ("X_train", "y_train", "X_test", "y_test")
+TRANSPOSE = "time comes before channels: is it (series, channels, time)? then X.transpose(0, 2, 1)"
+ENDINGS = (".tsv", ".txt")  # of UCR text files
 
 # name: (generator, training series, test series), with the archive's sizes
 _GENERATORS = {
@@ -47,7 +50,7 @@ _GENERATORS = {
 class Dataset:
     """A training and a test split of equally long series, checked and complete."""
 
-    name: str  # "CBF", or the stem of the user's file
+    name: str  # as `name_of` says: "CBF", or the user's file without its .npz
     x_train: np.ndarray  # (n, T, C) float32
     y_train: np.ndarray  # (n,) int32 class indices
     x_test: np.ndarray  # (n', T, C) float32
@@ -86,58 +89,95 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def is_path(dataset: str) -> bool:
+    """Whether the words for a data set are the path of a file, not a name of the archive.
+
+    A path ends in .npz (in any case), contains a path separator or begins with ~.
+    """
+    separators = [separator for separator in (os.sep, os.altsep) if separator]
+    return (
+        dataset.lower().endswith(".npz")
+        or dataset.startswith("~")
+        or any(separator in dataset for separator in separators)
+    )
+
+
+def name_of(dataset: str) -> str:
+    """The data set's name: the words themselves or, of a path, the file's name without its .npz.
+
+    Runs are kept in a folder of this name.
+
+    Raises:
+        UserError: no folder can have the name, or it holds a control character.
+    """
+    name = dataset
+    if is_path(dataset):
+        name = pathlib.PurePath(dataset).name
+        name = name[: -len(".npz")] if name.lower().endswith(".npz") else name
+    # tslearn empties the cache folder of the name it downloads, so "" or ".." must never reach it.
+    if name in ("", ".", "..") or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
+        raise UserError(
+            f"data set {dataset!r}: a folder of runs cannot be called {name!r}; give a name of the "
+            "archive or the path of a .npz file, or rename the file"
+        )
+    return name
+
+
 def load(
     dataset: str, data_dir: str | None = None, scaling: str = "none", cache_dir: str | None = None
 ) -> Dataset:
     """Load a data set by archive name, or the user's own from a .npz file.
 
-    A name is looked for in `data_dir` (NAME/NAME_TRAIN.tsv or .txt, and _TEST), then through
-    tslearn (its cache, else its download); CBF and SyntheticControl are generated when neither has
-    them, with one UserWarning.
+    With `data_dir`, a name is looked for there (NAME/NAME_TRAIN.tsv and _TEST.tsv, or .txt) and
+    nowhere else. Without, it is asked of tslearn (its cache, else its download); CBF and
+    SyntheticControl are generated when tslearn cannot give them.
 
     Args:
-        dataset: a name of the UCR archive, or the path of a .npz file (it ends in .npz or contains
-            a path separator) that holds X_train, y_train, X_test, y_test.
+        dataset: a name of the UCR archive, or the path (`is_path`) of a .npz file that holds
+            X_train, y_train, X_test, y_test. The Dataset's name is `name_of(dataset)`.
         data_dir: folder of an unpacked UCR archive.
         scaling: "none", or "z_score" (each series and channel to mean 0 and standard deviation 1).
         cache_dir: where tslearn keeps its downloads; its own default if None.
 
     Raises:
         UserError: the data cannot be found or are not usable; the message says where and why.
+
+    Warns:
+        UserWarning: series were generated, `data_dir` was given with a file, which does not need
+            it, or as in `from_arrays`.
     """
     _check_scaling(scaling)
-    if dataset.endswith(".npz") or any(s in dataset for s in (os.sep, os.altsep) if s):
-        return _load_npz(pathlib.Path(dataset).expanduser(), scaling)
-    # tslearn empties the cache folder of the name it downloads, so "" or ".." must never reach it.
-    if not re.fullmatch(r"\w[\w.-]*", dataset):
-        raise UserError(f"data set {dataset!r} is neither an archive name nor the path of a .npz")
-
-    tried = []
+    name = name_of(dataset)
+    if is_path(dataset):
+        found = _load_npz(paths.expand(dataset), name, scaling)
+        if data_dir is not None:
+            warnings.warn(
+                f"data_dir={data_dir!r} is not used: {dataset!r} is the path of a file",
+                UserWarning,
+                stacklevel=2,
+            )
+        return found
     if data_dir is not None:
-        found = _load_directory(dataset, pathlib.Path(data_dir).expanduser(), scaling)
-        if found is not None:
-            return found
-        tried.append(f"not in {data_dir!r}")
+        return _load_directory(name, paths.expand(data_dir), scaling)
 
-    arrays, reason, known = _ask_tslearn(dataset, cache_dir)
+    arrays, reason, known = _ask_tslearn(name, cache_dir)
     if arrays is not None:
         X_train, y_train, X_test, y_test = arrays
-        y_train, y_test = ([_archive_label(str(v)) for v in y] for y in (y_train, y_test))
+        y_train, y_test = ([labels.archive_spelling(str(v)) for v in y] for y in (y_train, y_test))
         splits = (X_train, y_train, X_test, y_test)
-        return from_arrays(dataset, *splits, source="tslearn", scaling=scaling)
-    tried.append(f"tslearn: {reason}")
+        return from_arrays(name, *splits, source="tslearn", scaling=scaling)
 
-    if dataset in _GENERATORS:
+    if name in _GENERATORS:
         warnings.warn(
-            f"{dataset} could not be loaded ({'; '.join(tried)}): using series from its published "
+            f"{name} could not be loaded (tslearn: {reason}): using series from its published "
             "generator instead, which are NOT the archive's data",
             UserWarning,
             stacklevel=2,
         )
-        generate, num_train, num_test = _GENERATORS[dataset]
+        generate, num_train, num_test = _GENERATORS[name]
         splits = (*generate((0, 0), num_train), *generate((0, 1), num_test))
-        return from_arrays(dataset, *splits, source="generated", scaling=scaling)
-    raise UserError(_not_found(dataset, "; ".join(tried), known))
+        return from_arrays(name, *splits, source="generated", scaling=scaling)
+    raise UserError(_not_found(name, f"tslearn: {reason}", known) + _beside(name))
 
 
 def from_arrays(
@@ -167,11 +207,17 @@ def from_arrays(
         places: what error messages call the two splits, such as their files; the name if None.
 
     Raises:
-        UserError: anything that is not as above, a value that is not finite or overflows float32,
-            or fewer than two classes; the message names the split, series, time step and channel.
+        UserError: anything that is not as above, a value that is missing, masked, not finite or
+            overflows float32, a label that is missing, masked or would break a table, labels that
+            are an index, or fewer than two classes; the message names the split and, where there
+            is one, the series, time step and channel.
+
+    Warns:
+        UserWarning: more channels than time steps, labels that look the same, as many classes as
+            training series, or a first or last time step that holds the label or an index.
     """
     _check_scaling(scaling)
-    place_train, place_test = places or (name, name)
+    place_train, place_test = places or (_shown(name), _shown(name))
     train, test = _Split(place_train, "training"), _Split(place_test, "test")
     x_train, x_test = train.check_series(X_train), test.check_series(X_test)
     if x_train.shape[1:] != x_test.shape[1:]:
@@ -181,19 +227,32 @@ def from_arrays(
         )
     labels_train = train.check_labels(y_train, len(x_train))
     labels_test = test.check_labels(y_test, len(x_test))
-    classes = _order(set(labels_train))
+    column = "column 1" if source == "directory" else "y"
+    if labels.are_index(labels_train, labels_test):
+        raise UserError(
+            f"{place_train}: {column} counts the {'lines' if column != 'y' else 'series'} from "
+            f"{labels_train[0]}, in the test split too: an index column? give the labels instead; "
+            "if these are classes, put the series in another order"
+        )
+    classes = labels.order(set(labels_train))
     if len(classes) < 2:
         train.fail(f"has one class only, {classes[0]!r}: a classifier needs at least two")
     index = {label: i for i, label in enumerate(classes)}
     for i, label in enumerate(labels_test):
         if label not in index:
-            test.fail(f"has label {label!r}, which no training series has: remove it", series=i)
+            remedy = labels.remedy(label, labels_train, column)
+            test.fail(f"has label {label!r}, which no training series has: {remedy}", series=i)
     arrays = {
         "x_train": train.to_float32(x_train, scaling),
         "y_train": np.array([index[label] for label in labels_train], np.int32),
         "x_test": test.to_float32(x_test, scaling),
         "y_test": np.array([index[label] for label in labels_test], np.int32),
     }
+    # The archive's own sets may have many channels, and tslearn gives them in the right order.
+    if x_train.shape[2] > x_train.shape[1] and source != "tslearn":
+        train.warn(f"X_train has shape {x_train.shape}, more channels than time steps; {TRANSPOSE}")
+    for doubt in labels.doubts(labels_train, x_train[:, :, 0], column):
+        train.warn(doubt)
     sha256 = _sha256(arrays, classes)
     return Dataset(name, **arrays, classes=classes, source=source, scaling=scaling, sha256=sha256)
 
@@ -214,8 +273,12 @@ class _Split:
         which = "" if series is None else f"series {series} of "
         raise UserError(f"{self.place}: {which}the {self.split} split{at} {problem}") from None
 
+    def warn(self, doubt: str) -> None:
+        warnings.warn(f"{self.place}: {doubt}", UserWarning, stacklevel=3)
+
     def check_series(self, X: Any) -> np.ndarray:
         """X as (n, T, C) float64, all finite."""
+        self._fail_at_a_mask(X, "values")  # np.asarray would show what the mask hides
         try:
             X = np.asarray(X)
         except ValueError:  # how NumPy refuses ragged lists
@@ -236,8 +299,13 @@ class _Split:
         if X.ndim not in (2, 3) or 0 in X.shape[2:]:
             self.fail(f"has shape {X.shape}: it must be (series, time[, channels])")
         if X.shape[1] < 2:
-            self.fail(f"has series of length {X.shape[1]}: at least two time steps are needed")
-        X = X.reshape(*X.shape[:2], -1).astype(np.float64)
+            order = f"; {TRANSPOSE}" if X.shape[1] < X.shape[-1] and X.ndim == 3 else ""
+            self.fail(
+                f"has shape {X.shape}, series of length {X.shape[1]}: at least two time steps are "
+                f"needed{order}"
+            )
+        with np.errstate(over="ignore"):  # of a long double; it is then refused as infinite
+            X = X.reshape(*X.shape[:2], -1).astype(np.float64)
         self._fail_at_first(
             ~np.isfinite(X), X, "is not finite: fill it, or cut padded series to one length"
         )
@@ -251,24 +319,40 @@ class _Split:
         return narrow
 
     def check_labels(self, y: Any, num_series: int) -> list[str]:
+        self._fail_at_a_mask(y, "a label")
         y = y if isinstance(y, np.ndarray) else np.asarray(y, dtype=object)
         if y.shape != (num_series,):
             self.fail(
                 f"has {num_series} series, but its labels have shape {y.shape}: give one label a "
                 "series"
             )
-        labels = []
+        texts = []
         for i, value in enumerate(y):
             if isinstance(value, bytes):
                 value = value.decode("utf-8", errors="backslashreplace")
             if not isinstance(value, (str, bool, np.bool_, int, np.integer, float, np.floating)):
-                self.fail(f"has label {value!r}, which is neither a number nor text", series=i)
-            if isinstance(value, (float, np.floating)):
-                if not np.isfinite(value):
-                    self.fail(f"has label {value}: labels must be finite", series=i)
+                self.fail(
+                    f"has label {labels.quoted(value)}, which is neither a number nor text: drop "
+                    "the series or name its class",
+                    series=i,
+                )
+            if isinstance(value, (float, np.floating)) and np.isfinite(value):
                 value = int(value) if value == int(value) else value
-            labels.append(str(value))
-        return labels
+            text = str(value)
+            problem = labels.problem(text)
+            if problem:
+                self.fail(f"has label {labels.quoted(text)}, which {problem}", series=i)
+            texts.append(text)
+        if len({isinstance(v, (bool, np.bool_)) for v in y if not isinstance(v, (str, bytes))}) > 1:
+            self.fail("has both booleans and numbers as labels: write them in one way")
+        return texts
+
+    def _fail_at_a_mask(self, values: Any, what: str) -> None:
+        if _is_masked(values):
+            single = isinstance(values, np.ndarray) and values.ndim == 0
+            rows = () if single else values
+            series = next((i for i, row in enumerate(rows) if _is_masked(row)), None)
+            self.fail(f"has {what} under a mask: fill it, or drop the series", series)
 
     def _fail_at_first(self, bad: np.ndarray, x: np.ndarray, problem: str) -> None:
         if bad.any():
@@ -277,25 +361,13 @@ class _Split:
             self.fail(f"has value {x[series, time, channel]}, which {problem}", int(series), at)
 
 
-def _archive_label(text: str) -> str:
-    """One spelling for the archive's class numbers, which its formats write as 1, 1.0 or 1e+00."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    # Above 2^53 a float cannot tell neighbouring whole numbers apart.
-    return str(int(number)) if number.is_integer() and abs(number) < 2**53 else text
-
-
-def _order(labels: set[str]) -> tuple[str, ...]:
-    """Numeric order if every label is a finite number, else text order."""
-    try:
-        numbers = {label: float(label) for label in labels}
-    except ValueError:
-        numbers = {}
-    if not np.isfinite(list(numbers.values())).all():
-        numbers = {}
-    return tuple(sorted(labels, key=lambda label: (numbers.get(label, 0.0), label)))
+def _is_masked(values: Any) -> bool:
+    """Whether a mask hides any value of an array, or of one inside lists."""
+    if isinstance(values, np.ma.MaskedArray):
+        return np.ma.is_masked(values)
+    if isinstance(values, np.ndarray):
+        return values.dtype == object and any(map(_is_masked, values.flat))
+    return isinstance(values, (list, tuple)) and any(map(_is_masked, values))
 
 
 def _sha256(arrays: dict[str, np.ndarray], classes: tuple[str, ...]) -> str:
@@ -307,12 +379,20 @@ def _sha256(arrays: dict[str, np.ndarray], classes: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
-def _load_npz(path: pathlib.Path, scaling: str) -> Dataset:
+def _load_npz(path: pathlib.Path, name: str, scaling: str) -> Dataset:
+    shown = _shown(path)
     need = f"a .npz file with {', '.join(NPZ_KEYS)} is needed"
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; {need}")
+    if os.path.isdir(path):
+        raise UserError(
+            f"{shown}: is a folder; {need}, or for the archive's text files the name as data set "
+            "and their folder's parent as data_dir"
+        )
+    if not os.path.isfile(path):  # unlike pathlib's, it raises for no path
+        longer = f"{path}.npz"
+        hint = f"; write {_shown(longer)} to read that file" if os.path.isfile(longer) else ""
+        raise UserError(f"{shown}: there is no such file; {need}{hint}")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: not a .npz file; {need}")
+        raise UserError(f"{shown}: not a .npz file; {need}")
     try:
         # Pickled arrays can run code when they are read, so they are never allowed.
         with np.load(path, allow_pickle=False) as file:
@@ -321,68 +401,123 @@ def _load_npz(path: pathlib.Path, scaling: str) -> Dataset:
     except Exception as error:  # a user's file can be broken in any way that zip or NumPy knows
         if "Object arrays" in str(error):
             raise UserError(
-                f"{path}: holds pickled Python objects, which are never loaded: save series of "
+                f"{shown}: holds pickled Python objects, which are never loaded: save series of "
                 "equal length as numbers, and labels as numbers or text (y.astype(str))"
             ) from None
-        raise UserError(f"{path}: cannot be read ({_one_line(error)}); {need}") from None
+        raise UserError(f"{shown}: cannot be read ({_one_line(error)}); {need}") from None
     if missing:
-        raise UserError(f"{path}: {', '.join(missing)} missing; {need}")
-    places = (str(path), str(path))
-    return from_arrays(path.stem, *arrays, source="file", scaling=scaling, places=places)
+        raise UserError(f"{shown}: {', '.join(missing)} missing; {need}")
+    return from_arrays(name, *arrays, source="file", scaling=scaling, places=(shown, shown))
 
 
-def _load_directory(name: str, data_dir: pathlib.Path, scaling: str) -> Dataset | None:
-    """The set from its UCR text files, or None if the folder has neither of them."""
-    if not data_dir.is_dir():
-        raise UserError(f"{data_dir}: no such folder; data_dir must hold {name}/{name}_TRAIN.tsv")
-    for extension in ("tsv", "txt"):
-        train, test = (
-            data_dir / name / f"{name}_{split}.{extension}" for split in ("TRAIN", "TEST")
-        )
-        if not train.exists() and not test.exists():
-            continue
-        for path in (train, test):
-            if not path.exists():
-                raise UserError(f"{path}: no such file; a data set needs both _TRAIN and _TEST")
-        splits = (*_read_ucr(train, "training"), *_read_ucr(test, "test"))
-        places = (str(train), str(test))
-        return from_arrays(name, *splits, source="directory", scaling=scaling, places=places)
-    return None
+def _load_directory(name: str, folder: pathlib.Path, scaling: str) -> Dataset:
+    own = folder / name
+    pair = _shown(f"{own / name}_TRAIN.tsv and {name}_TEST.tsv")
+    if not os.path.isdir(folder):
+        state = "not a folder" if os.path.exists(folder) else "no such folder"
+        raise UserError(f"{_shown(folder)}: {state}; data_dir must hold {name!r}'s files, {pair}")
+    for ending in ENDINGS:
+        train, test = (own / f"{name}_{split}{ending}" for split in ("TRAIN", "TEST"))
+        there = [os.path.exists(path) for path in (train, test)]
+        if all(there):
+            splits = (*_read_ucr(train, "training"), *_read_ucr(test, "test"))
+            places = (_shown(train), _shown(test))
+            return from_arrays(name, *splits, source="directory", scaling=scaling, places=places)
+        if any(there):
+            raise UserError(
+                f"{_shown(test if there[0] else train)}: no such file; a data set needs both "
+                f"_TRAIN and _TEST, but {_listing(own)}"
+            )
+    hints = [f"; {hint}" for hint in _directory_hints(name, folder)]
+    raise UserError(
+        f"data set {name!r} is not in data_dir: looked for {pair}, or .txt, but "
+        f"{_listing(own if os.path.isdir(own) else folder)}{''.join(hints)}{_beside(name)}"
+    )
+
+
+def _directory_hints(name: str, folder: pathlib.Path) -> Iterator[str]:
+    """Why the files are perhaps not where they are looked for."""
+    own, entries = folder / name, _entries(folder)
+    files = _entries(own) if os.path.isdir(own) else []
+    half = re.compile(rf"{re.escape(name)}_(train|test)(\..*)", re.IGNORECASE)
+    for match in filter(None, map(half.fullmatch, files or entries)):
+        right = f"{name}_{match[1].upper()}{match[2]}"
+        if match[2] not in ENDINGS:
+            yield f"the ending {match[2]!r} is not read"
+        elif match[0] != right:
+            yield f"{match[0]!r} is not spelled {right!r}"
+        if not files:
+            parent, base = os.path.split(os.path.abspath(folder))
+            remedy = (
+                f"give its parent {parent}"
+                if base.lower() == name.lower()
+                else f"move the files to {own}"
+            )
+            yield f"data_dir is one level too deep: {_shown(remedy)}"
+        break  # what is wrong with one half is wrong with the other
+    outer = next((e for e in (name, *entries) if os.path.isdir(folder / e / name)), None)
+    if outer is not None:
+        yield f"data_dir is one level too high: give {_shown(folder / outer)}"
+    folders = {entry.lower(): entry for entry in entries if os.path.isdir(folder / entry)}
+    close = difflib.get_close_matches(name.lower(), folders, n=3)
+    if close and not os.path.isdir(own):
+        yield f"did you mean {' or '.join(repr(folders[c]) for c in close)}?"
+
+
+def _entries(folder: pathlib.Path) -> list[str]:
+    try:
+        return sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
+    except OSError as error:
+        raise UserError(f"{_shown(folder)}: cannot be read ({error.strerror})") from None
+
+
+def _listing(folder: pathlib.Path) -> str:
+    entries = _entries(folder)
+    named = ", ".join(map(repr, entries[:5])) + ", ..." * (len(entries) > 5)
+    return f"{_shown(folder)} holds {named or 'nothing'}"
+
+
+def _beside(name: str) -> str:
+    """A hint at data of that name in the current folder, which a bare name does not read."""
+    for file in (name, f"{name}.npz"):
+        if os.path.isfile(file):
+            return f"; write {_shown(os.path.join(os.curdir, file))} to read that file"
+    return ""
 
 
 def _read_ucr(path: pathlib.Path, split: str) -> tuple[np.ndarray, list[str]]:
     """A UCR text file: one series a line, its label first."""
+    shown = _shown(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines(), which also breaks lines where a file does not.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as text ({_one_line(error)})") from None
+        raise UserError(f"{shown}: cannot be read as text ({_one_line(error)})") from None
     rows: list[list[float]] = []
-    labels: list[str] = []
-    first = 0  # line number of the first series
+    names: list[str] = []
+    numbers: list[int] = []  # which line each series is
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        separator = next((s for s in "\t," if s in line), None)  # None: any run of blanks
-        label, *cells = line.split(separator)
-        if not label.strip():
-            raise UserError(f"{path}: line {number}, column 1: the label is missing")
-        labels.append(_archive_label(label.strip()))
-        rows.append([])
-        for column, cell in enumerate(cells, start=2):
-            try:
-                rows[-1].append(float(cell))
-            except ValueError:
-                raise UserError(
-                    f"{path}: line {number}, column {column}: {cell!r} is not a number"
-                ) from None
-        first = first or number
-        if len(rows[-1]) != len(rows[0]):
+        name, row = labels.read_line(line, f"{shown}: line {number}", first=not rows)
+        names.append(name)
+        rows.append(row)
+        numbers.append(number)
+        if len(row) != len(rows[0]):
             raise UserError(
-                f"{path}: line {number} (series {len(rows) - 1} of the {split} split) has "
-                f"{len(rows[-1])} values, but line {first} has {len(rows[0])}: all series must "
+                f"{shown}: line {number} (series {len(rows) - 1} of the {split} split) has "
+                f"{len(row)} values, but line {numbers[0]} has {len(rows[0])}: all series must "
                 "have one length"
             )
-    return np.array(rows, np.float64), labels
+    x = np.array(rows, np.float64)
+    header = labels.find_header(names, x) if len(x) > 1 else None
+    if header is not None:
+        series, why = header
+        other = "; if it is a series, move it below another one" if series == 0 else ""
+        raise UserError(
+            f"{shown}: line {numbers[series]} looks like a header, {why}: remove it{other}"
+        )
+    return x, names
 
 
 def _ask_tslearn(
@@ -390,6 +525,8 @@ def _ask_tslearn(
 ) -> tuple[tuple[np.ndarray, ...] | None, str, Sequence[str]]:
     """(arrays or None, why there are none, the archive's names as far as tslearn knows them)."""
     known: Sequence[str] = ()
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        return None, "no set of the archive is called so", known
     timeout = socket.getdefaulttimeout()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -431,3 +568,9 @@ def _not_found(name: str, tried: str, known: Sequence[str]) -> str:
 
 def _one_line(message: object) -> str:
     return " ".join(str(message).split())
+
+
+def _shown(path: object) -> str:
+    """A path or name in one line, whatever characters it holds."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)

@@ -33,6 +33,10 @@ class SelfEnsemble:
 
     def logits(self, x: jax.Array, members: slice = slice(None)) -> jax.Array:
         """(members, B, K), not averaged."""
+        if x.shape[1] != self.masks.shape[1]:  # a mask of one step would be spread over all
+            raise UserError(
+                f"the masks are for {self.masks.shape[1]} time steps, the series have {x.shape[1]}"
+            )
         masked = self.masks[members, None, :, None] * x
         return jax.vmap(lambda v: self.model.apply(self.variables, v, train=False))(masked)
 
@@ -124,7 +128,43 @@ def consensus(ensemble: SelfEnsemble | DeepEnsemble, first: int) -> Consensus:
     return Consensus(ensemble, first)
 
 
+def as_pytree(predict: Predict) -> Predict:
+    """`predict` as an argument of programs; a plain function has its weights compiled in."""
+    plain = jax.tree_util.all_leaves([predict])
+    return jax.tree_util.Partial(predict) if plain else predict
+
+
 def mean_logits(predict: Predict, x: jax.Array) -> jax.Array:
-    """Logits (B, K) of `predict`, averaged over members where it returns (members, B, K)."""
+    """Logits (B, K) of `predict` for series x (B, T, C); ensembles average over their members.
+
+    Raises:
+      UserError: if it returns anything else than one array (B, K) of floats, K >= 2.
+    """
     logits = predict(x)
-    return logits.mean(axis=0) if logits.ndim == 3 else logits
+    if not isinstance(logits, jax.Array | np.ndarray):
+        came, remedy = f"a {type(logits).__name__}", "return the logits alone, as one array"
+    else:
+        came = f"{logits.dtype} of shape {logits.shape}"
+        remedy = _remedy(logits, len(x))
+    if remedy:
+        raise UserError(
+            f"predict returned {came} for {len(x)} series; needed are logits ({len(x)}, classes), "
+            f"floats, for 2 classes or more: {remedy}"
+        )
+    return jnp.asarray(logits)
+
+
+def _remedy(logits: jax.Array | np.ndarray, num_series: int) -> str:
+    """What is wrong with logits, as what to do about it; empty if nothing is."""
+    shape = logits.shape
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        return "return scores; labels are scored by jax.nn.one_hot(labels, num_classes)"
+    if shape in ((num_series,), (num_series, 1)):
+        return "a single score z a series becomes jnp.stack([-z, z], axis=-1)"
+    if len(shape) == 3 and shape[0] == num_series:
+        return "drop the axis between series and classes"
+    if len(shape) == 3:
+        return "average over the members, logits.mean(axis=0)"
+    if len(shape) != 2 or shape[0] != num_series:
+        return "one row for each series"
+    return "" if shape[1] >= 2 else "one column for each class"

@@ -46,6 +46,60 @@ def check_number(what: str, value, low: float, high: float) -> float:
     return number
 
 
+def check_series(x) -> np.ndarray:
+    """Series (N, T, C) as float32, all finite: what noise is added to."""
+    if np.ma.is_masked(x):
+        raise UserError("x has values under a mask: fill them, or leave their series out")
+    try:
+        x = np.asarray(x)
+    except ValueError:  # how NumPy refuses ragged lists
+        raise UserError("x must be one array (examples, time, channels)") from None
+    if x.dtype.kind not in "biuf":
+        raise UserError(f"x must be real numbers, not {x.dtype}")
+    if x.ndim != 3:
+        raise UserError(f"x must be (examples, time, channels), not of shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise UserError("x contains NaN or infinity: nothing can be certified")
+    with np.errstate(over="ignore"):
+        narrow = x.astype(np.float32)
+    if not np.isfinite(narrow).all():
+        raise UserError(f"x reaches {np.abs(x).max():g}, which float32 cannot hold: rescale it")
+    return narrow
+
+
+def check_resolution(x: np.ndarray, sigma: float) -> None:
+    """Refuses series whose sum with noise of this sigma float32 cannot hold finely enough.
+
+    Near large values float32 has wide steps. Where they are not small against sigma, series that
+    differ by less than a step are one series to the classifier, and so is most of the noise; two
+    of them could get certificates that contradict each other.
+
+    Args:
+      x: (..., T, C) float32.
+      sigma: positive; what the steps must be small against.
+
+    Raises:
+      UserError: if a step is above sigma / 64, or the sum would overflow.
+    """
+    largest = float(np.abs(x).max(initial=0))
+    # Below the least normal number processors may take values for zero.
+    step = max(float(np.spacing(np.float32(largest))), float(np.finfo(np.float32).tiny))
+    if largest + 10 * sigma > float(np.finfo(np.float32).max):
+        raise UserError(
+            f"values up to {largest:g} with noise of sigma {sigma:g} overflow float32: rescale both"
+        )
+    if step > sigma / 64:
+        remedy = "rescale both"
+        if x.size and np.ptp(x.astype(np.float64)) < largest:
+            middle = (float(x.max()) + float(x.min())) / 2
+            remedy = f"subtract a constant from all series, such as {middle:.9g}, which changes no "
+            remedy += "radius, or take a larger sigma"
+        raise UserError(
+            f"the series reach {largest:g}, where the step of float32, {step:g}, is not small "
+            f"against sigma {sigma:g}: {remedy}"
+        )
+
+
 def check_sigma(sigma) -> float:
     """A standard deviation of noise that a radius can be computed with."""
     # The range keeps radii clear of overflow and underflow, where rounding down would fail.

@@ -99,7 +99,7 @@ def perturbations(
     for (both, difference), (heading, series) in zip(axes, adversarial.items(), strict=True):
         both.plot(original[:, channel], color=COLOURS[0], label="original")
         both.plot(series[:, channel], color=COLOURS[1], linestyle="--", label="perturbed")
-        both.set_title(heading, parse_math=False)
+        both.set_title(heading)
         both.set_ylabel(f"{value}\n(units of the series)")
         difference.axhline(0, color="0.7", linewidth=0.8)
         difference.plot((series - original)[:, channel], color=COLOURS[2])
@@ -109,7 +109,7 @@ def perturbations(
     for bottom in axes[-1]:
         bottom.set_xlabel("time step")
     axes[0, 0].legend(frameon=False, ncols=2)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(title)
     return png(figure, title, note)
 
 
@@ -118,6 +118,7 @@ def png(figure: "Figure", title: str, note: str = "") -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     _set_note(figure, note)
+    _make_drawable(figure)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Title": title, "Description": note})
     return buffer.getvalue()
@@ -129,6 +130,7 @@ def svg(figure: "Figure", title: str, note: str = "") -> bytes:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     _set_note(figure, note)
+    _make_drawable(figure)
     buffer = io.BytesIO()
     metadata = {"Title": title, "Description": note, "Date": None}
     with matplotlib.rc_context({"svg.hashsalt": title}):
@@ -141,3 +143,43 @@ def _set_note(figure: "Figure", note: str) -> None:
     width = int(18 * figure.get_figwidth())  # characters that fit
     wrapped = "\n".join(textwrap.fill(line, width) for line in note.splitlines())
     figure.supxlabel(wrapped, fontsize=7, color="0.35")
+
+
+def _make_drawable(figure: "Figure") -> None:
+    """Shows names in texts as they are: $ is no formula, and every character has a glyph.
+
+    What the usual font lacks comes from the first font of this machine that has it, else it is
+    written as its code point.
+    """
+    from matplotlib import font_manager
+
+    texts = [*figure.texts]  # with the title and the note
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        texts += legend.get_texts() if legend else []
+
+    families = ["DejaVu Sans"]  # comes with Matplotlib
+    missing = set("".join(text.get_text() for text in texts)) - {"\n"}
+    missing -= _glyphs(font_manager.findfont(families[0]))
+    for font in sorted(font_manager.fontManager.ttflist, key=lambda f: f.name) if missing else ():
+        if font.name in families or font.name.startswith("Last Resort"):  # which draws boxes
+            continue
+        if found := missing & _glyphs(font.fname):
+            families.append(font.name)
+            missing -= found
+    names = {ord(character): f"<U+{ord(character):04X}>" for character in missing}
+    for text in texts:
+        text.set_parse_math(False)
+        text.set_text(text.get_text().translate(names))
+        text.set_fontfamily(families)
+
+
+def _glyphs(file: str) -> set[str]:
+    """The characters that a font file draws."""
+    from matplotlib import font_manager
+
+    try:
+        return {chr(code) for code in font_manager.get_font(file).get_charmap()}
+    except (OSError, RuntimeError):  # a font that is gone, or broken
+        return set()

@@ -21,6 +21,7 @@ Files appear whole or not at all, except the votes, whose last line may be torn 
 Nothing here is ever unpickled.
 """
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -33,7 +34,8 @@ import pathlib
 import platform
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -136,11 +138,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -152,6 +159,23 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); the run is incomplete") from None
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """What a run's config.json says of it.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    config = read_json(run / "config.json")
+    try:
+        known = {"model", "ensemble", "sigma", "keep", "seed", "num_members"} <= config.keys()
+        known &= {"name", "classes", "length", "num_channels", "sha256"} <= config["data"].keys()
+    except (AttributeError, KeyError):
+        known = False
+    if not known:
+        raise UserError(f"{run / 'config.json'} is damaged or was not written by train.py")
+    return config
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
@@ -182,7 +206,9 @@ def save_tree(path: Path, tree: Any) -> None:
     """Saves a tree of arrays with orbax; the directory appears whole or not at all."""
     if path.exists():
         shutil.rmtree(path)
-    ocp.save(path, tree)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _literal(path) as name:
+        ocp.save(name, tree)
 
 
 def load_tree(path: Path, like: Any) -> Any:
@@ -196,11 +222,28 @@ def load_tree(path: Path, like: Any) -> Any:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
     )
     try:
-        return ocp.load(path, abstract)
+        with _literal(path) as name:
+            loaded = ocp.load(name, abstract)
     except Exception as error:
         # Orbax's errors for damaged or foreign checkpoints have no common type.
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise UserError(f"the checkpoint {path} cannot be read ({reason}); train again") from error
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({reason}); train again with --overwrite"
+        ) from error
+    # Orbax binds arrays to one device, and JAX refuses them beside those spread over several.
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), loaded)
+
+
+@contextlib.contextmanager
+def _literal(path: Path) -> Iterator[Path]:
+    """The path under a name that Orbax takes as it is: *, ?, [ and \\ make patterns to it."""
+    if not set("*?[]\\") & set(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "run"
+        link.symlink_to(path.parent.absolute(), target_is_directory=True)
+        yield link / path.name
 
 
 def load_networks(run: Path) -> tuple[nn.Module, Any, dict[str, Any]]:
@@ -211,7 +254,7 @@ def load_networks(run: Path) -> tuple[nn.Module, Any, dict[str, Any]]:
     Raises:
       UserError: if the run is incomplete or damaged.
     """
-    config = read_json(run / "config.json")
+    config = read_config(run)
     source = config["data"]
     model = models.create(config["model"], len(source["classes"]))
     x = jnp.zeros((1, source["length"], source["num_channels"]))
@@ -242,14 +285,34 @@ def load_progress(run: Path, like: Any) -> tuple[int, Any, list[dict[str, float]
 
 
 def finish(run: Path, variables: Any, history: Iterable[dict[str, float]]) -> None:
-    """Saves the final variables, which is what makes a run finished."""
+    """Saves the final variables, which is what makes a run finished, and reads them back.
+
+    Raises:
+      UserError: if they cannot be read back as they are; the run then stays unfinished, with its
+        progress.
+    """
     write_history(run, history)
     save_tree(run / "checkpoint", variables)
+    try:
+        same = digest(load_tree(run / "checkpoint", variables)) == digest(variables)
+        reason = "the checkpoint holds other numbers than were written"
+    except UserError as error:
+        same, reason = False, str(error.__cause__ or error).strip().split("\n")[0]
+    if not same:
+        shutil.rmtree(run / "checkpoint", ignore_errors=True)
+        raise UserError(
+            f"{run}: the trained network cannot be read back ({reason}); choose another --runs_dir"
+        )
     shutil.rmtree(run / "progress", ignore_errors=True)
 
 
 def is_finished(run: Path) -> bool:
     return (run / "checkpoint").is_dir()
+
+
+def is_begun(run: Path) -> bool:
+    """Whether something has been trained: the run is finished, or has progress."""
+    return is_finished(run) or bool(_epochs(run))
 
 
 def write_history(run: Path, history: Iterable[dict[str, float]]) -> None:
@@ -322,9 +385,11 @@ def read_log(
                 raise ValueError
         except ValueError:
             raise UserError(f"{path} is damaged in line {number}; move it away") from None
-        if example in entries:
-            raise UserError(f"{path} has example {index} twice (line {number}); move it away")
-        entries[example] = entry
+        # Two processes may have counted an example: the same votes, in other seconds.
+        if entries.setdefault(example, entry).values != entry.values:
+            raise UserError(
+                f"{path} has example {index} twice, differently (line {number}); move it away"
+            )
     return entries
 
 

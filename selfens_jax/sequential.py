@@ -188,6 +188,21 @@ def decide(successes, draws, p0: float, alpha: float = 0.001, alpha_futility=Non
     return certified.astype(np.int64) - rejected
 
 
+def check_budget(edges: tuple[int, ...], p0: float, alpha: float = 0.001) -> None:
+    """Refuses a schedule with which nothing could be certified.
+
+    edges: from ``batches``; p0, alpha: as in ``begin``.
+
+    Raises UserError if the budget is too small even for draws that all agree.
+    """
+    most = edges[-1] - edges[0]
+    if decide(most, most, p0, alpha) != CERTIFIED:
+        raise UserError(
+            f"{most} draws after those that choose the class cannot certify this radius at alpha "
+            f"{alpha:g}, even if all votes agree; raise the draws, or lower the radius"
+        )
+
+
 def batches(
     num_selection: int = 20,
     first_batch: int = 20,

@@ -23,19 +23,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from selfens_jax import models
 from selfens_jax.ensembles import (
     Consensus,
     DeepEnsemble,
     Predict,
     SelfEnsemble,
+    as_pytree,
     consensus,
     deep_ensemble,
     mean_logits,
     self_ensemble,
 )
-from selfens_jax.errors import UserError
+from selfens_jax.errors import UserError, check_resolution, check_series
 
 __all__ = [
     "Consensus",
@@ -87,9 +89,10 @@ def count_votes(
     """Counts the votes of the smoothed classifier (Algorithm 2, lines 4 to 7).
 
     Args:
-      predict: maps noised series (B, T, C) to logits (B, K), or (members, B, K), which are
-        averaged over members. It must be a pytree whose weights are leaves, as `self_ensemble`
-        and `jax.tree_util.Partial` make; a plain function has its weights compiled in.
+      predict: maps noised series (B, T, C) to logits (B, K), one row whatever the others are. It
+        must be a pytree whose weights are leaves, as `self_ensemble` and `jax.tree_util.Partial`
+        make; a plain function has its weights compiled in. One that JAX cannot compile, of NumPy
+        or another library, is called through `jax.pure_callback`.
       x: (N, T, C) series, in the units in which the radius is meant.
       sigma: standard deviation of the noise, in the units of x; rounded up to float32, so that
         a radius computed with it is never too large.
@@ -110,14 +113,16 @@ def count_votes(
       (N, K) int64 counts; every row sums to num_draws.
 
     Raises:
-      UserError: for x that is not finite or not (N, T, C), sigma that is not positive, an index
-        or a draw outside [0, 2**32 - 1), an unknown precision, num_draws, batch_size or
-        draws_per_block below 1, or a network that returns NaN.
+      UserError: for x that is not finite or not (N, T, C), sigma that is not positive or too small
+        for float32 near the largest value of x, an index or a draw outside [0, 2**32 - 1), an
+        unknown precision, num_draws, batch_size or draws_per_block below 1, a predict that returns
+        anything else than logits (B, K) or whose rows depend on each other, or NaN from it.
     """
     program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
     rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
-    counts = np.zeros((len(program.x), program.num_classes), np.int64)
-    for some, votes in _calls(program, _vote, rows, draws):
+    num_classes = _check_predict(program, draws)
+    counts = np.zeros((len(program.x), num_classes), np.int64)
+    for some, votes in _calls(program, num_classes, _vote, rows, draws):
         np.add.at(counts, rows[some], votes)
     return _without_loss(counts, num_draws, program.indices)
 
@@ -148,11 +153,14 @@ def count_consensus_votes(
     Returns:
       (N, K) int64 counts, and (N,) int64 the number of draws that needed every member.
     """
+    if not isinstance(predict, Consensus):
+        raise UserError("predict must be a consensus, which smoothing.consensus(ensemble, k) makes")
     program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
     rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
-    counts = np.zeros((len(program.x), program.num_classes), np.int64)
+    num_classes = _check_predict(program, draws)
+    counts = np.zeros((len(program.x), num_classes), np.int64)
     undecided = []
-    for some, (votes, asks, sums) in _calls(program, _vote_of_first, rows, draws):
+    for some, (votes, asks, sums) in _calls(program, num_classes, _vote_of_first, rows, draws):
         np.add.at(counts, rows[some], votes)
         block, place = np.nonzero(asks)
         undecided.append((rows[some][block], draws[some][block, place], sums[block, place]))
@@ -160,7 +168,7 @@ def count_consensus_votes(
 
     rows, (draws, sums) = _gathered(row, draw, first_sum)
     # Padding blocks cost as much as others, and few draws come here: few blocks in a call.
-    for some, votes in _calls(program, _vote_of_all, rows, draws, sums, share=0.02):
+    for some, votes in _calls(program, num_classes, _vote_of_all, rows, draws, sums, share=0.02):
         np.add.at(counts, rows[some], votes)
     asked_all = np.bincount(row, minlength=len(counts))
     return _without_loss(counts, num_draws, program.indices), asked_all
@@ -183,9 +191,10 @@ def draw_logits(
     """
     program = _program(predict, x, sigma, key, batch_size, indices, precision, None)
     rows, draws = _blocks(len(program.x), 0, num_draws, None)
-    calls = _calls(program, _mean_logits, rows, draws)
+    num_classes = _check_predict(program, draws)
+    calls = _calls(program, num_classes, _mean_logits, rows, draws)
     logits = np.concatenate([logits for _, logits in calls])
-    return logits.reshape(len(program.x), -1, program.num_classes)[:, :num_draws]
+    return logits.reshape(len(program.x), -1, num_classes)[:, :num_draws]
 
 
 # What one block computes. draws: (B,) uint32, _NO_DRAW where padded.
@@ -226,7 +235,7 @@ class _Block:
         """(B, T, C)"""
         example_key = jax.random.fold_in(self.key, self.index)
         draw_keys = jax.vmap(partial(jax.random.fold_in, example_key))(self.draws)
-        noise = jax.vmap(lambda k: jax.random.normal(k, self.series.shape))(draw_keys)
+        noise = jax.vmap(lambda k: jax.random.normal(k, self.series.shape, jnp.float32))(draw_keys)
         return self.series + self.sigma * noise
 
     def counted(self) -> jax.Array:
@@ -239,9 +248,6 @@ class _Block:
         return jnp.where(counted[:, None], votes, 0).sum(axis=0)
 
 
-# How blocks are cut, called and spread
-
-
 @dataclasses.dataclass(frozen=True)
 class _Program:
     """Everything that all blocks share."""
@@ -252,7 +258,6 @@ class _Program:
     sigma: np.float32
     key: jax.Array
     batch_size: int
-    num_classes: int
     precision: str
     mesh: Mesh | None
 
@@ -268,14 +273,11 @@ def _program(
     mesh: Mesh | None,
 ) -> _Program:
     batch_size = default_batch_size() if batch_size is None else batch_size
-    x = np.asarray(x, np.float32)
+    x = check_series(x)
     indices = np.arange(len(x)) if indices is None else np.asarray(indices)
-    if x.ndim != 3:
-        raise UserError(f"x must be (examples, time, channels), not of shape {x.shape}")
-    if not np.isfinite(x).all():
-        raise UserError("x contains NaN or infinity: nothing can be certified")
     if not (np.isfinite(sigma) and sigma > 0):
         raise UserError(f"sigma must be positive and finite, not {sigma}")
+    check_resolution(x, sigma)
     if batch_size < 1:
         raise UserError(f"batch_size must be at least 1, not {batch_size}")
     whole = indices.shape == x.shape[:1] and indices.dtype.kind in "iu"
@@ -283,10 +285,11 @@ def _program(
         raise UserError("indices must hold one integer in [0, 2**32) for each example of x")
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
-    if jax.tree_util.all_leaves([predict]):  # a plain function
-        predict = jax.tree_util.Partial(predict)
-    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    num_classes = jax.eval_shape(_logits, predict, one).shape[-1]
+    if mesh is not None and len(mesh.axis_names) != 1:
+        raise UserError(f"mesh must have one axis, not {len(mesh.axis_names)}")
+    predict = as_pytree(predict)
+    if mesh is not None:  # weights may be bound to one device, as those of a checkpoint can be
+        predict, key = jax.device_put((predict, key), NamedSharding(mesh, PartitionSpec()))
     return _Program(
         predict=predict,
         x=x,
@@ -294,13 +297,94 @@ def _program(
         sigma=_round_up(sigma),
         key=key,
         batch_size=batch_size,
-        num_classes=num_classes,
         precision=precision,
         mesh=mesh,
     )
 
 
+# What may be counted
+
+
+def _check_predict(program: _Program, draws: np.ndarray) -> int:
+    """Refuses what is not one classifier of single series; returns its number of classes.
+
+    draws: (blocks, B), as the blocks are cut.
+
+    Votes are those of f(x + noise) for one f. If a row's logits depend on the other rows of its
+    block, or on anything else that changes, there is no such f, and a certificate would be false
+    without a sign. So the logits of a block must stay as they are, up to rounding, when its rows
+    change places and when every other row is replaced. The networks of `models` are known to.
+    """
+    predict = program.predict
+    block = jax.ShapeDtypeStruct((draws.shape[1], *program.x.shape[1:]), np.float32)
+    try:
+        shape = jax.eval_shape(_logits, predict, block).shape
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own function raises
+        raise UserError(_why_not(predict, block, error)) from error
+    ensemble = predict.ensemble if isinstance(predict, Consensus) else predict
+    ours = isinstance(ensemble, SelfEnsemble | DeepEnsemble)
+    if len(program.x) and not (ours and type(ensemble.model) in models.NAMES.values()):
+        leaves, structure = jax.tree.flatten(predict)
+        shapes = tuple((np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves)
+        kind = (structure, shapes, block.shape, program.precision)
+        if kind not in _single_rows:
+            _refuse_mixed_rows(program, draws[0])
+            _single_rows[kind] = None
+            while len(_single_rows) > 100:
+                del _single_rows[next(iter(_single_rows))]
+    return shape[-1]
+
+
 _logits = jax.jit(mean_logits)  # traced once, however often the shape of its result is asked for
+_single_rows: dict[Any, None] = {}  # the latest programs whose rows were found independent
+
+
+def _refuse_mixed_rows(program: _Program, draws: np.ndarray) -> None:
+    def logits(rows: np.ndarray) -> np.ndarray:
+        with jax.default_matmul_precision(program.precision):
+            return np.asarray(_logits(program.predict, rows), np.float64)
+
+    noise = np.random.default_rng(0).standard_normal((2, len(draws), *program.x.shape[1:]))
+    rows, others = (program.x[0] + program.sigma * noise).astype(np.float32)
+    kept = np.arange(len(draws)) % 2 == 0
+    replaced = np.where(kept[:, None, None], rows, 4 * others)
+    alone = logits(rows)
+    finite = np.abs(alone[np.isfinite(alone)])
+    coarse = program.precision != "float32"
+    error = (3e-2 if coarse else 1e-4) * finite.max(initial=0)
+    same = [
+        np.allclose(found, expected, rtol=0, atol=error, equal_nan=True)
+        for found, expected in (
+            (logits(rows[::-1]), alone[::-1]),
+            (logits(replaced)[kept], alone[kept]),
+        )
+    ]
+    if not all(same):
+        raise UserError(
+            "predict gives a series other logits when the series beside it in a batch change, or "
+            "from call to call: it is not one classifier, and nothing can be certified; switch off "
+            "BatchNorm's training mode, dropout, and averages over the batch"
+        )
+
+
+def _why_not(predict: Predict, block: jax.ShapeDtypeStruct, error: Exception) -> str:
+    """Why predict cannot be counted, in a line: it is no function for JAX, or it fails."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    said = said if len(said) <= 160 else said[:157] + "..."
+    try:
+        predict(np.zeros(block.shape, block.dtype))
+    except Exception:
+        return f"predict fails on float32 series {block.shape}, (draws, time, channels): {said}"
+    return (
+        "predict works on arrays, but JAX cannot compile it; a function of NumPy or another "
+        "library is called through jax.pure_callback(predict, jax.ShapeDtypeStruct((len(x), "
+        f"num_classes), jnp.float32), x) and returns float32 NumPy logits ({said})"
+    )
+
+
+# How blocks are cut, called and spread
 
 
 def _blocks(
@@ -342,6 +426,7 @@ def _gathered(
 
 def _calls(
     program: _Program,
+    num_classes: int,
     compute: Callable,
     rows: np.ndarray,
     draws: np.ndarray,
@@ -386,7 +471,7 @@ def _calls(
                 program.key,
                 each,
                 compute=compute,
-                num_classes=program.num_classes,
+                num_classes=num_classes,
                 mesh=program.mesh,
             )
         in_flight.append((some, results))

@@ -74,8 +74,8 @@ class TrainConfig:
             raise UserError(f"sigma must be a finite number >= 0, not {self.sigma}")
         if not 0 < self.keep <= 1:
             raise UserError(f"keep must be in (0, 1], not {self.keep}")
-        if not self.learning_rate > 0:
-            raise UserError(f"learning_rate must be positive, not {self.learning_rate}")
+        if not 0 < self.learning_rate < np.inf:
+            raise UserError(f"learning_rate must be positive and finite, not {self.learning_rate}")
         for name in ("num_members", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -265,7 +265,8 @@ def train_side_by_side(
       For each run what `train` yields.
 
     Raises:
-      UserError: if the runs differ in more than sigma and seed, or in how far they are trained.
+      UserError: if the runs differ in more than sigma and seed, or in how far they are trained; or
+        if a loss or a weight is no finite number, before anything of that epoch is handed on.
     """
     flat = tuple(state for members in states for state in members)
     (shared, *others), steps = {t.shared for t in trainers}, {int(s.step) for s in flat}
@@ -283,11 +284,40 @@ def train_side_by_side(
             shared, weights, sources, flat, x, y, epochs * shared.steps_per_epoch
         )
         runs = [slice(run * members, (run + 1) * members) for run in range(len(trainers))]
-        yield [
+        reports = [
             (flat[run], _rows({name: metrics[name][run] for name in metrics}, done, epochs))
             for run in runs
         ]
+        for trainer, (members_of_run, rows) in zip(trainers, reports, strict=True):
+            _refuse_divergence(trainer.config, members_of_run, rows)
+        yield reports
         done += epochs
+
+
+def _refuse_divergence(config: TrainConfig, states: States, rows: Rows) -> None:
+    losses = {row["epoch"]: row["loss"] for row in rows if not np.isfinite(row["loss"])}
+    if losses:
+        epoch, loss = next(iter(losses.items()))
+        what = f"the loss is {loss:g} in epoch {epoch}"
+    elif not _all_finite([state.variables for state in states]):
+        what = f"weights are not finite after epoch {rows[-1]['epoch']}"
+    else:
+        return
+    raise UserError(
+        f"training diverged (sigma {config.sigma:g}, seed {config.seed}): {what}; lower the "
+        f"learning rate, now {config.learning_rate:g}, or bring the series to a smaller scale"
+    )
+
+
+def check_finite(variables: Variables, what: str, remedy: str) -> None:
+    """Raises UserError if a weight or statistic is not a finite number."""
+    if not _all_finite(variables):
+        raise UserError(f"{what} holds numbers that are not finite; {remedy}")
+
+
+@jax.jit
+def _all_finite(tree: Variables) -> jax.Array:
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _rows(metrics: dict[str, np.ndarray], done: int, epochs: int) -> Rows:
@@ -311,10 +341,15 @@ def finish(trainer: Trainer, x: np.ndarray, states: States) -> tuple[Variables, 
 
     The statistics are averages over `recalibration_passes` noisy, masked batches of the training
     series; one step's batch at a time, so that they are what BatchNorm saw in training.
+
+    Raises:
+      UserError: if a weight or statistic is not a finite number.
     """
     passes = trainer.config.recalibration_passes
     if not passes:
-        return tuple(state.variables for state in states)
+        finished = [state.variables for state in states]
+        check_finite(finished, "the trained network", "lower the learning rate")
+        return tuple(finished)
     x = jnp.asarray(x)
     finished = []
     for source, state in zip(trainer.sources("recalibration"), states, strict=True):
@@ -325,6 +360,7 @@ def finish(trainer: Trainer, x: np.ndarray, states: States) -> tuple[Variables, 
             )
         batch_stats = jax.tree.map(lambda leaf: leaf / passes, total)
         finished.append({"params": state.params, "batch_stats": batch_stats})
+    check_finite(finished, "the trained network", "lower the learning rate")
     return tuple(finished)
 
 

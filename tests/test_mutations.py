@@ -35,6 +35,14 @@ def test_names_tell_faults_apart():
     assert len({(m.file, m.old, m.new) for m in MUTATIONS}) == len(MUTATIONS)
 
 
+def test_a_copy_has_what_tests_read(tmp_path):
+    root = mutations.copy_project(tmp_path / "copy")
+    assert all((root / name).exists() for name in mutations.COPIED)
+    left_out = {path.name for path in (root / "tests").glob("test_*.py")}
+    left_out -= set(mutations.test_files(root))
+    assert left_out == set(mutations.LEFT_OUT)
+
+
 @pytest.mark.slow
 def test_every_fault_is_killed(pytestconfig, capsys):
     if "slow" not in pytestconfig.getoption("markexpr"):

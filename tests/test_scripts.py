@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -273,6 +274,15 @@ def test_killed_certification_goes_on_to_the_same_files(trained):
         (["--num_examples=13"], "num_examples must be between 1 and 12, not 13"),
         (["--num_draws=0"], "--num_draws must be at least 1"),
         (["--num_masks=0"], "num_masks must be at least 1"),
+        (
+            ["--num_draws=5"],
+            "5 draws can certify nothing at alpha 0.001, even if all votes agree: at",
+        ),
+        (["--num_draws=10"], "at least 11 are needed"),
+        (["--num_draws=11", "--alpha=0.0001"], "at least 15 are needed"),
+        (["--num_draws=11", "--interval=goodman"], "draws can certify nothing at alpha 0.001"),
+        (["--sigma=-1"], "--sigma=-1: without noise there is no radius"),
+        (["--sigma=nan"], "--sigma=nan: without noise there is no radius"),
         (["--alpha=1"], "--alpha must be between 0 and 1"),
         (["--alpha=often"], "alpha"),
         (["--interval=wald"], "interval"),
@@ -368,6 +378,22 @@ def test_help_names_the_flags(tmp_path):
         assert "--ensemble" in done.stdout
 
 
+def test_too_few_draws_are_refused_from_saved_counts_too(trained):
+    call(trained, "certify", "--dataset=own.npz", *CERTIFY[:2], "--num_draws=11", "--num_masks=1")
+    (counts,) = results(trained, "counts-n11-*.npz")
+    line = error_of(trained, "certify", f"--from_counts={counts}", "--alpha=0.0005")
+    assert "11 draws can certify nothing at alpha 0.0005" in line
+    call(trained, "certify", f"--from_counts={counts}", "--paper")  # which abstains from nothing
+
+
+def test_the_command_that_trains_a_missing_run_can_be_pasted(trained):
+    make_npz(trained / "two words $x.npz")
+    words = ("--dataset=two words $x.npz", *TINY[:2], "--runs_dir=other runs")
+    line = error_of(trained, "certify", *words)
+    shown = line.partition("this trains it: ")[2]
+    assert shlex.split(shown)[2:] == [words[0], words[2], words[1], words[3]]
+
+
 def test_consensus_costs_fewer_forward_passes_and_is_another_result(trained):
     whole = call(trained, "certify", "--dataset=own.npz", *CERTIFY)
     done = call(trained, "certify", "--dataset=own.npz", *CERTIFY, "--consensus=2")
@@ -420,7 +446,7 @@ def test_decisions_at_a_target_radius(trained):
     ("arguments", "says"),
     [
         (["--num_draws=100"], "leave out --num_draws"),
-        (["--max_draws=40", "--target_radius=0.6"], "--max_draws=40 cannot certify"),
+        (["--max_draws=40", "--target_radius=0.6"], "cannot certify this radius at alpha 0.001"),
         (["--max_draws=50"], "max_draws must be a positive multiple of 20"),
         (["--target_radius=-1"], "must not be negative"),
         (["--paper"], "leave out --target_radius"),
