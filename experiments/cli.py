@@ -18,6 +18,8 @@ from selfens_jax import data, masks, models, paths, training
 from selfens_jax.errors import UserError
 
 _DEFAULTS = training.TrainConfig()
+# JAX's own defaults, whatever the environment says: other values are other noise or networks.
+_RESULTS_DEPEND_ON = {"jax_enable_x64": False, "jax_threefry_partitionable": True}
 
 
 def define_run_flags() -> None:
@@ -145,7 +147,8 @@ def run(main: Callable[[], None]) -> None:
         python_logging.getLogger("matplotlib").setLevel(python_logging.ERROR)  # a missing home
         for stream in (sys.stdout, sys.stderr):  # a name may be more than the terminal can show
             stream.reconfigure(errors="backslashreplace")
-        jax.config.update("jax_enable_x64", False)  # the networks are float32; so are the results
+        for name, value in _RESULTS_DEPEND_ON.items():
+            jax.config.update(name, value)
         try:
             if flags.FLAGS.compilation_cache:
                 _keep_compiled_programs()

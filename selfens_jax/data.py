@@ -16,12 +16,12 @@ import socket
 import unicodedata
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
-from selfens_jax import labels, paths, synthetic
+from selfens_jax import labels, paths, synthetic, ucr
 from selfens_jax.errors import UserError
 
 PAPER_DATASETS = (
@@ -37,7 +37,6 @@ NETWORK_TIMEOUT = 10.0  # seconds without an answer, per connection
 ARCHIVE_URL = "https://www.timeseriesclassification.com"
 NPZ_KEYS = ("X_train", "y_train", "X_test", "y_test")
 TRANSPOSE = "time comes before channels: is it (series, channels, time)? then X.transpose(0, 2, 1)"
-ENDINGS = (".tsv", ".txt")  # of UCR text files
 
 # name: (generator, training series, test series), with the archive's sizes
 _GENERATORS = {
@@ -158,7 +157,8 @@ def load(
             )
         return found
     if data_dir is not None:
-        return _load_directory(name, paths.expand(data_dir), scaling)
+        splits, places = ucr.read(name, paths.expand(data_dir))
+        return from_arrays(name, *splits, source="directory", scaling=scaling, places=places)
 
     arrays, reason, known = _ask_tslearn(name, cache_dir)
     if arrays is not None:
@@ -177,7 +177,7 @@ def load(
         generate, num_train, num_test = _GENERATORS[name]
         splits = (*generate((0, 0), num_train), *generate((0, 1), num_test))
         return from_arrays(name, *splits, source="generated", scaling=scaling)
-    raise UserError(_not_found(name, f"tslearn: {reason}", known) + _beside(name))
+    raise UserError(_not_found(name, f"tslearn: {reason}", known) + ucr.beside(name))
 
 
 def from_arrays(
@@ -217,7 +217,7 @@ def from_arrays(
             training series, or a first or last time step that holds the label or an index.
     """
     _check_scaling(scaling)
-    place_train, place_test = places or (_shown(name), _shown(name))
+    place_train, place_test = places or (paths.shown(name), paths.shown(name))
     train, test = _Split(place_train, "training"), _Split(place_test, "test")
     x_train, x_test = train.check_series(X_train), test.check_series(X_test)
     if x_train.shape[1:] != x_test.shape[1:]:
@@ -380,7 +380,7 @@ def _sha256(arrays: dict[str, np.ndarray], classes: tuple[str, ...]) -> str:
 
 
 def _load_npz(path: pathlib.Path, name: str, scaling: str) -> Dataset:
-    shown = _shown(path)
+    shown = paths.shown(path)
     need = f"a .npz file with {', '.join(NPZ_KEYS)} is needed"
     if os.path.isdir(path):
         raise UserError(
@@ -389,7 +389,7 @@ def _load_npz(path: pathlib.Path, name: str, scaling: str) -> Dataset:
         )
     if not os.path.isfile(path):  # unlike pathlib's, it raises for no path
         longer = f"{path}.npz"
-        hint = f"; write {_shown(longer)} to read that file" if os.path.isfile(longer) else ""
+        hint = f"; write {paths.shown(longer)} to read that file" if os.path.isfile(longer) else ""
         raise UserError(f"{shown}: there is no such file; {need}{hint}")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{shown}: not a .npz file; {need}")
@@ -408,116 +408,6 @@ def _load_npz(path: pathlib.Path, name: str, scaling: str) -> Dataset:
     if missing:
         raise UserError(f"{shown}: {', '.join(missing)} missing; {need}")
     return from_arrays(name, *arrays, source="file", scaling=scaling, places=(shown, shown))
-
-
-def _load_directory(name: str, folder: pathlib.Path, scaling: str) -> Dataset:
-    own = folder / name
-    pair = _shown(f"{own / name}_TRAIN.tsv and {name}_TEST.tsv")
-    if not os.path.isdir(folder):
-        state = "not a folder" if os.path.exists(folder) else "no such folder"
-        raise UserError(f"{_shown(folder)}: {state}; data_dir must hold {name!r}'s files, {pair}")
-    for ending in ENDINGS:
-        train, test = (own / f"{name}_{split}{ending}" for split in ("TRAIN", "TEST"))
-        there = [os.path.exists(path) for path in (train, test)]
-        if all(there):
-            splits = (*_read_ucr(train, "training"), *_read_ucr(test, "test"))
-            places = (_shown(train), _shown(test))
-            return from_arrays(name, *splits, source="directory", scaling=scaling, places=places)
-        if any(there):
-            raise UserError(
-                f"{_shown(test if there[0] else train)}: no such file; a data set needs both "
-                f"_TRAIN and _TEST, but {_listing(own)}"
-            )
-    hints = [f"; {hint}" for hint in _directory_hints(name, folder)]
-    raise UserError(
-        f"data set {name!r} is not in data_dir: looked for {pair}, or .txt, but "
-        f"{_listing(own if os.path.isdir(own) else folder)}{''.join(hints)}{_beside(name)}"
-    )
-
-
-def _directory_hints(name: str, folder: pathlib.Path) -> Iterator[str]:
-    """Why the files are perhaps not where they are looked for."""
-    own, entries = folder / name, _entries(folder)
-    files = _entries(own) if os.path.isdir(own) else []
-    half = re.compile(rf"{re.escape(name)}_(train|test)(\..*)", re.IGNORECASE)
-    for match in filter(None, map(half.fullmatch, files or entries)):
-        right = f"{name}_{match[1].upper()}{match[2]}"
-        if match[2] not in ENDINGS:
-            yield f"the ending {match[2]!r} is not read"
-        elif match[0] != right:
-            yield f"{match[0]!r} is not spelled {right!r}"
-        if not files:
-            parent, base = os.path.split(os.path.abspath(folder))
-            remedy = (
-                f"give its parent {parent}"
-                if base.lower() == name.lower()
-                else f"move the files to {own}"
-            )
-            yield f"data_dir is one level too deep: {_shown(remedy)}"
-        break  # what is wrong with one half is wrong with the other
-    outer = next((e for e in (name, *entries) if os.path.isdir(folder / e / name)), None)
-    if outer is not None:
-        yield f"data_dir is one level too high: give {_shown(folder / outer)}"
-    folders = {entry.lower(): entry for entry in entries if os.path.isdir(folder / entry)}
-    close = difflib.get_close_matches(name.lower(), folders, n=3)
-    if close and not os.path.isdir(own):
-        yield f"did you mean {' or '.join(repr(folders[c]) for c in close)}?"
-
-
-def _entries(folder: pathlib.Path) -> list[str]:
-    try:
-        return sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))
-    except OSError as error:
-        raise UserError(f"{_shown(folder)}: cannot be read ({error.strerror})") from None
-
-
-def _listing(folder: pathlib.Path) -> str:
-    entries = _entries(folder)
-    named = ", ".join(map(repr, entries[:5])) + ", ..." * (len(entries) > 5)
-    return f"{_shown(folder)} holds {named or 'nothing'}"
-
-
-def _beside(name: str) -> str:
-    """A hint at data of that name in the current folder, which a bare name does not read."""
-    for file in (name, f"{name}.npz"):
-        if os.path.isfile(file):
-            return f"; write {_shown(os.path.join(os.curdir, file))} to read that file"
-    return ""
-
-
-def _read_ucr(path: pathlib.Path, split: str) -> tuple[np.ndarray, list[str]]:
-    """A UCR text file: one series a line, its label first."""
-    shown = _shown(path)
-    try:
-        # Not splitlines(), which also breaks lines where a file does not.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{shown}: cannot be read as text ({_one_line(error)})") from None
-    rows: list[list[float]] = []
-    names: list[str] = []
-    numbers: list[int] = []  # which line each series is
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        name, row = labels.read_line(line, f"{shown}: line {number}", first=not rows)
-        names.append(name)
-        rows.append(row)
-        numbers.append(number)
-        if len(row) != len(rows[0]):
-            raise UserError(
-                f"{shown}: line {number} (series {len(rows) - 1} of the {split} split) has "
-                f"{len(row)} values, but line {numbers[0]} has {len(rows[0])}: all series must "
-                "have one length"
-            )
-    x = np.array(rows, np.float64)
-    header = labels.find_header(names, x) if len(x) > 1 else None
-    if header is not None:
-        series, why = header
-        other = "; if it is a series, move it below another one" if series == 0 else ""
-        raise UserError(
-            f"{shown}: line {numbers[series]} looks like a header, {why}: remove it{other}"
-        )
-    return x, names
 
 
 def _ask_tslearn(
@@ -568,9 +458,3 @@ def _not_found(name: str, tried: str, known: Sequence[str]) -> str:
 
 def _one_line(message: object) -> str:
     return " ".join(str(message).split())
-
-
-def _shown(path: object) -> str:
-    """A path or name in one line, whatever characters it holds."""
-    text = str(path)
-    return text if text.isprintable() else repr(text)

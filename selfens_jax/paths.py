@@ -27,3 +27,9 @@ def expand(text: str | os.PathLike[str]) -> pathlib.Path:
             f"{text}: the home directory of {path.parts[0]} is not known; write the whole path, or "
             f"./{text} for a name that begins with ~"
         ) from None
+
+
+def shown(path: object) -> str:
+    """A path or name in one line, whatever characters it holds."""
+    text = str(path)
+    return text if text.isprintable() else repr(text)

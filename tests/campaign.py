@@ -158,7 +158,7 @@ class Tests:
 
     @staticmethod
     def _own(file: str, test: str) -> bool:
-        return test.removeprefix("test_").startswith(Path(file).stem)
+        return Path(test).stem.endswith(f"_{Path(file).stem}")
 
     def _stage(self, name: str, tests: Sequence[str]) -> Stage:
         sound = sum(self.seconds[test] for test in tests)

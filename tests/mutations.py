@@ -1,28 +1,39 @@
 """Does the suite notice a fault? One at a time is put into a copy of the project: tests must fail.
 
-    python tests/mutations.py [--list] [--only=NAME]
+    python tests/mutations.py [--list] [--only=NAME] [--whole]
 
 A fault is killed if pytest, run on the copy, ends with a failed test (an import error or a broken
 fixture does not count). The tests named are a few that should notice, first the one that says why
-the fault matters: naming them keeps a run short. They must pass on a copy without a fault. A fault
-is kept as the text that it replaces, so a change of the sources can make it stale;
-`test_mutations.py` notices that at once.
+the fault matters: naming them keeps a run short. With --whole, a fault that these do not kill meets
+all other tests too, for minutes. Each row says which it met. All must pass on a copy without a
+fault. A fault is kept as the text that it replaces, so a change of the sources can make it stale;
+`test_mutations.py` notices that at once. `campaign.py` makes simple faults by itself.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
-COPIED = ("selfens_jax", "experiments", "tests", "pyproject.toml", "README.md")
-TIME_LIMIT = 900  # seconds for the tests of one fault; a fault that hangs them is not killed
+COPIED = ("selfens_jax", "experiments", "tests", "docs", "pyproject.toml", "README.md")
+COPIED += ("BUILD_NOTES.md",)
+# Two that compare the sources with texts of their own, and so notice any change; and the notebook,
+# which imports the package that is installed, not the copy.
+LEFT_OUT = ("test_mutations.py", "test_campaign.py", "test_colab.py")
+SOUND_LIMIT = 3600.0  # seconds for tests without a fault
+TIMED_OUT = 124  # the status that stands for a run that was stopped, as of `timeout`
+RUNNING: set[subprocess.Popen] = set()  # which an interrupted campaign must stop
+NO_TESTS = 5  # pytest's status where all files of tests skip themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,56 +366,133 @@ MUTATIONS = (
     Mutation(
         "an example written twice has its votes added",
         RUNS,
-        'raise UserError(f"{path} has example {index} twice (line {number}); move it away")',
-        "values = map(sum, zip(entry.values, entries[example].values, strict=True))\n"
-        "            entry = Entry(tuple(values), 0.0)",
+        "if entries.setdefault(example, entry).values != entry.values:\n"
+        "            raise UserError(\n"
+        '                f"{path} has example {index} twice, differently (line {number}); '
+        'move it away"\n'
+        "            )",
+        "if example in entries:\n"
+        "            values = map(sum, zip(entry.values, entries[example].values, strict=True))\n"
+        "            entry = Entry(tuple(values), 0.0)\n"
+        "        entries[example] = entry",
         ("test_runs.py::test_damaged_votes_are_refused",),
     ),
 )
 
 
-def copy_project(folder: pathlib.Path) -> pathlib.Path:
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Tests that a fault meets, and how long they may take; `tests` may be empty."""
+
+    name: str  # "named" or "whole"
+    tests: tuple[str, ...]
+    limit: float
+
+
+def copy_project(folder: pathlib.Path, source: pathlib.Path = ROOT) -> pathlib.Path:
+    """Copies what the tests need. The archive, which some look for beside it, is linked.
+
+    Also beside it is the home of what runs in the copy, so that a fault cannot harm the user's, or
+    another fault's, caches. Only programs that JAX compiled, which it tells apart, are shared.
+    """
     root = folder / "project"
+    root.mkdir(parents=True)
     for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            root.mkdir(exist_ok=True)
-            shutil.copy(source, root / name)
+        if (source / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+            shutil.copytree(source / name, root / name, ignore=ignored)
+        elif (source / name).exists():
+            shutil.copy(source / name, root / name)
+    if (shared := source.parent / "shared").is_dir():
+        (folder / "shared").symlink_to(shared.resolve(), target_is_directory=True)
+    compiled, scripts = folder.parent / "compiled", folder / "home" / ".cache" / "selfens_jax"
+    compiled.mkdir(exist_ok=True)
+    scripts.mkdir(parents=True)
+    (scripts / "xla").symlink_to(compiled, target_is_directory=True)
     return root
 
 
-def run_python(root: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
+def run_python(root: pathlib.Path, *arguments: str, limit: float) -> subprocess.CompletedProcess:
     """Python in the copy at `root`, whose package goes before any installed one."""
+    home, scratch = root.parent / "home", root.parent.parent
     environment = {
         **os.environ,
+        "HOME": str(home),
+        "XDG_DATA_HOME": str(home / "data"),
+        "MPLCONFIGDIR": str(scratch / "matplotlib"),
         "PYTHONPATH": str(root),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(root.parent.parent / "compiled"),
+        "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    try:
-        return subprocess.run(
+    # Files, not pipes: a script that a stopped test left behind would hold a pipe open.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
             [sys.executable, *arguments],
             cwd=root,
             env=environment,
-            capture_output=True,
-            text=True,
-            timeout=TIME_LIMIT,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(arguments, -1, "", f"more than {TIME_LIMIT} s")
+        RUNNING.add(process)
+        try:
+            status = process.wait(limit)
+        except subprocess.TimeoutExpired:
+            status = TIMED_OUT
+        finally:
+            RUNNING.discard(process)
+            stop(process)
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(arguments, status, out.read(), err.read())
 
 
-def run_tests(root: pathlib.Path, tests: tuple[str, ...]) -> subprocess.CompletedProcess:
+def stop(process: subprocess.Popen) -> None:
+    """Ends a process of `run_python`, and the scripts that its tests started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def stop_all() -> None:
+    for process in tuple(RUNNING):
+        stop(process)
+
+
+def run_tests(
+    root: pathlib.Path, tests: Sequence[str], limit: float = SOUND_LIMIT
+) -> subprocess.CompletedProcess:
     find = "import importlib.util as u; print(u.find_spec('selfens_jax').origin)"
-    where = run_python(root, "-c", find)
+    where = run_python(root, "-c", find, limit=limit)
     if where.stdout.strip() != str(root / "selfens_jax" / "__init__.py"):
         raise RuntimeError(f"the copy is not what is imported: {where.stdout} {where.stderr}")
     paths = [f"tests/{test}" for test in tests]
-    quiet = ("--exitfirst", "--quiet", "--tb=line", "-p", "no:cacheprovider")
-    return run_python(root, "-m", "pytest", *quiet, *paths)
+    quiet = ("--exitfirst", "--quiet", "--tb=line", "-n", "0", "-p", "no:cacheprovider")
+    return run_python(root, "-m", "pytest", *quiet, *paths, limit=limit)
+
+
+def run_stages(
+    root: pathlib.Path, stages: Sequence[Stage]
+) -> tuple[subprocess.CompletedProcess, Stage]:
+    """The first run that does not pass, else the last, and its stage."""
+    for stage in stages:
+        done = run_tests(root, stage.tests, stage.limit)
+        if done.returncode not in (0, NO_TESTS):
+            break
+    return done, stage
+
+
+def time_limit(sound: float) -> float:
+    """Seconds that tests may take which take `sound` without a fault."""
+    return 3 * sound + 60
+
+
+def test_files(root: pathlib.Path) -> tuple[str, ...]:
+    """The files of all tests that can judge a copy."""
+    names = sorted(path.name for path in (root / "tests").glob("test_*.py"))
+    return tuple(name for name in names if name not in LEFT_OUT)
 
 
 def killer(done: subprocess.CompletedProcess) -> str | None:
@@ -414,9 +502,14 @@ def killer(done: subprocess.CompletedProcess) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Puts in the faults chosen. With --whole, those that the named tests let pass meet the rest.
+
+    Each row says which tests a fault met: "named", or "whole" if all others too.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--list", action="store_true", help="name the faults and stop")
     parser.add_argument("--only", default="", help="faults whose name contains this")
+    parser.add_argument("--whole", action="store_true", help="all other tests after the named ones")
     options = parser.parse_args(arguments)
     chosen = [mutation for mutation in MUTATIONS if options.only in mutation.name]
     if options.list or not chosen:
@@ -426,26 +519,34 @@ def main(arguments: list[str] | None = None) -> int:
     killed = 0
     with tempfile.TemporaryDirectory() as name:
         scratch = pathlib.Path(name).resolve()
-        tests = tuple(dict.fromkeys(test for mutation in chosen for test in mutation.tests))
-        began = time.monotonic()
-        sound = run_tests(copy_project(scratch / "sound"), tests)
-        if sound.returncode != 0:
-            print(sound.stdout, sound.stderr, "the tests fail without any fault", sep="\n")
-            return 1
-        print(f"{len(tests)} tests pass without a fault, {time.monotonic() - began:.0f} s\n")
-        print("| fault | file | killed by | seconds |\n|---|---|---|---|", flush=True)
+        sound = copy_project(scratch / "sound")
+        named = tuple(dict.fromkeys(test for mutation in chosen for test in mutation.tests))
+        limits = []
+        for tests in (named, test_files(sound)) if options.whole else (named,):
+            began = time.monotonic()
+            done = run_tests(sound, tests)
+            if done.returncode != 0:
+                print(done.stdout, done.stderr, "the tests fail without any fault", sep="\n")
+                return 1
+            seconds = time.monotonic() - began
+            limits.append(time_limit(seconds))
+            what = f"{len(tests)} named tests pass" if tests is named else "all tests pass"
+            print(f"{what} without a fault, {seconds:.0f} s\n")
+        print("| fault | file | killed by | tests | seconds |\n|---|---|---|---|---|", flush=True)
         for number, mutation in enumerate(chosen):
             began = time.monotonic()
-            root = copy_project(scratch / str(number))
+            root = copy_project(scratch / str(number), sound)
             mutation.apply(root)
-            done = run_tests(root, mutation.tests)
+            stages = [Stage("named", mutation.tests, limits[0])]
+            stages += [Stage("whole", test_files(root), limit) for limit in limits[1:]]
+            done, stage = run_stages(root, stages)
             test = killer(done)
             killed += test is not None
-            row = (mutation.name, mutation.file, test or "**survived**")
+            row = (mutation.name, mutation.file, test or "**survived**", stage.name)
             print(f"| {' | '.join(row)} | {time.monotonic() - began:.0f} |", flush=True)
             if test is None:
                 print(f"{done.stdout[-2000:]}{done.stderr[-2000:]}", file=sys.stderr)
-            shutil.rmtree(root)
+            shutil.rmtree(root.parent)
     print(f"\nkilled {killed} of {len(chosen)}")
     return 0 if killed == len(chosen) else 1
 

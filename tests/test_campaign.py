@@ -330,9 +330,9 @@ def test_a_run_that_hangs_is_stopped(toy, tmp_path):
 
 
 def test_a_budget_leaves_out_the_slowest_but_never_a_files_own_tests():
-    named = ("test_slow.py", "test_a.py", "test_quick.py", "test_b_more.py", "test_b.py")
+    named = ("test_slow.py", "test_a.py", "test_quick.py", "test_more_b.py", "test_b.py")
     seconds = dict(zip(named, (60.0, 20.0, 5.0, 50.0, 45.0), strict=True))
-    own = ["test_b.py", "test_b_more.py"]
+    own = ["test_b.py", "test_more_b.py"]
     for budget, others in (
         (1, []),
         (100, ["test_quick.py"]),

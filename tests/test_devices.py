@@ -8,7 +8,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
-from test_scripts import RUN, call, command, make_npz, without_time
+from test_scripts import RUN, command, make_npz, without_time
 
 from selfens_jax import models, runs, smoothing
 
@@ -33,17 +33,16 @@ def trained(tmp_path_factory):
     """A run, a deep ensemble, and what the commands print and write on one device."""
     folder = tmp_path_factory.mktemp("devices")
     make_npz(folder / "own.npz")
-    call(folder, "train", *OWN, "--epochs=3")
-    call(folder, "train", *OWN, "--epochs=3", "--ensemble=de", "--num_members=2")
+    on_devices(1, folder, "train", *OWN, "--epochs=3")
+    on_devices(1, folder, "train", *OWN, "--epochs=3", "--ensemble=de", "--num_members=2")
     printed = {name: on_devices(1, folder, *words) for name, words in COMMANDS.items()}
     return folder, printed, results(folder), attacked(folder)
 
 
 def on_devices(number, folder, script, *arguments):
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={number}",
-    }
+    quick_to_compile = "--xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={number} {quick_to_compile}"
+    environment = {**os.environ, "XLA_FLAGS": flags}
     done = subprocess.run(
         command(script, *arguments),
         cwd=folder,

@@ -10,7 +10,7 @@ import time
 import cli
 import numpy as np
 import pytest
-from test_scripts import RUN, call, command, make_npz, without_time
+from test_scripts import RUN, command, make_npz, without_time
 
 from selfens_jax import locks, paths, runs
 from selfens_jax.errors import UserError
@@ -31,7 +31,8 @@ AS_NOBODY = (
 
 def start(folder, script, *arguments, user=(), **environment):
     """The finished process; an environment variable of None is not set."""
-    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    quick_to_compile = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **quick_to_compile, **environment}
     return subprocess.run(
         [*user, *command(script, *arguments)],
         cwd=folder,
@@ -63,8 +64,8 @@ def trained(tmp_path_factory):
     """A run, certified."""
     folder = tmp_path_factory.mktemp("trained")
     make_npz(folder / "own.npz")
-    call(folder, "train", "--dataset=own.npz", *TRAIN)
-    call(folder, "certify", "--dataset=own.npz", *CERTIFY)
+    assert_quiet(start(folder, "train", "--dataset=own.npz", *TRAIN))
+    assert_quiet(start(folder, "certify", "--dataset=own.npz", *CERTIFY))
     return folder
 
 
@@ -193,13 +194,20 @@ def test_a_run_that_was_moved_and_renamed_is_the_same(copied):
     assert certificates(moved) == before
 
 
-def test_double_precision_changes_nothing(copied):
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"JAX_ENABLE_X64": "1"},
+        {"JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0"},
+    ],
+    ids=lambda variables: next(iter(variables)),
+)
+def test_settings_of_jax_change_nothing(copied, variables):
     before = certificates(copied / RUN)
     history = (copied / RUN / "history.csv").read_bytes()
     shutil.rmtree(copied / "runs")
     for script, flags in (("train", TRAIN), ("certify", CERTIFY)):
-        done = start(copied, script, "--dataset=own.npz", *flags, JAX_ENABLE_X64="1")
-        assert_quiet(done)
+        assert_quiet(start(copied, script, "--dataset=own.npz", *flags, **variables))
     assert (copied / RUN / "history.csv").read_bytes() == history
     assert certificates(copied / RUN) == before
 
@@ -275,7 +283,7 @@ def test_masks_of_several_runs_lie_side_by_side(copied):
         X_test=rng.normal(size=(8, 20)),
         y_test=y,
     )
-    call(copied, "train", "--dataset=long.npz", *TRAIN)
+    assert_quiet(start(copied, "train", "--dataset=long.npz", *TRAIN))
     for file in (copied / RUN).glob("masks-*"):
         file.unlink()
     for data in ("own", "long"):
