@@ -42,6 +42,7 @@ flags.DEFINE_bool(
 )
 cli.define_path("from_counts", None, "Certify saved counts again, without a model.")
 FLAGS = flags.FLAGS
+WITH_SAVED_COUNTS = ("from_counts", "output_dir", "compilation_cache")  # beside this file's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,14 @@ def check_flags() -> None:
     """Raises UserError for flags that do not fit together or lie outside their range."""
     if not 0 < FLAGS.alpha < 1:
         raise UserError(f"--alpha must be between 0 and 1, not {FLAGS.alpha}")
+    if FLAGS.from_counts is not None:
+        for module in (cli, trained, counting, decisions):
+            for flag in FLAGS.flags_by_module_dict()[module.__name__]:
+                if flag.present and flag.name not in WITH_SAVED_COUNTS:
+                    raise UserError(
+                        f"--from_counts has its votes, with all they rest on; leave out "
+                        f"--{flag.name}"
+                    )
     if FLAGS.paper:
         for name in ("alpha", "interval", "bound", "target_radius"):
             if FLAGS[name].present:

@@ -18,8 +18,15 @@ from selfens_jax import data, masks, models, paths, training
 from selfens_jax.errors import UserError
 
 _DEFAULTS = training.TrainConfig()
-# JAX's own defaults, whatever the environment says: other values are other noise or networks.
-_RESULTS_DEPEND_ON = {"jax_enable_x64": False, "jax_threefry_partitionable": True}
+# JAX's own defaults, whatever the environment says: other values are other noise or networks, or
+# refuse what is done here on purpose.
+_SETTINGS = {
+    "jax_enable_x64": False,
+    "jax_threefry_partitionable": True,
+    "jax_numpy_rank_promotion": "allow",
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_transfer_guard": "allow",
+}
 
 
 def define_run_flags() -> None:
@@ -147,7 +154,7 @@ def run(main: Callable[[], None]) -> None:
         python_logging.getLogger("matplotlib").setLevel(python_logging.ERROR)  # a missing home
         for stream in (sys.stdout, sys.stderr):  # a name may be more than the terminal can show
             stream.reconfigure(errors="backslashreplace")
-        for name, value in _RESULTS_DEPEND_ON.items():
+        for name, value in _SETTINGS.items():
             jax.config.update(name, value)
         try:
             if flags.FLAGS.compilation_cache:
@@ -214,15 +221,17 @@ def _of_files(error: OSError) -> str:
 
 
 def _missing_devices() -> str:
-    """That JAX_PLATFORMS names what is not here, in a line; empty if it does not."""
+    """That JAX has no device, in a line; empty if it has."""
     asked = os.environ.get("JAX_PLATFORMS", "")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition(": ")[2].partition(" (")[0].strip(". \n")
+        reason = f" ({' '.join(reason.split())})" if reason else ""
         if asked:
-            reason = str(error).partition(": ")[2].partition(" (set JAX")[0]
             return (
-                f"JAX_PLATFORMS={asked} names a device that JAX cannot use here"
-                f"{f' ({reason})' if reason else ''}; unset it, or install JAX for that device"
+                f"JAX_PLATFORMS={asked} names a device that JAX cannot use here{reason}; unset "
+                "it, or install JAX for that device"
             )
+        return f"JAX finds no device{reason}; look at the environment's variables JAX_*"
     return ""

@@ -49,12 +49,12 @@ def decide(processes: tuple[int, int]) -> None:
     block = default_draws_per_block()
     edges = sequential.batches(block, block, max_draws=FLAGS.max_draws, block=block)
     run, config = trained.find_run(noisy=True)
-    p0 = sequential.certified_share(FLAGS.target_radius, config["sigma"])
     try:
+        p0 = sequential.certified_share(FLAGS.target_radius, config["sigma"])
         sequential.check_budget(edges, p0, FLAGS.alpha)
     except UserError as error:
         raise UserError(
-            f"--max_draws={FLAGS.max_draws} --target_radius={FLAGS.target_radius:g}: {error}"
+            f"--target_radius={FLAGS.target_radius:g} --max_draws={FLAGS.max_draws}: {error}"
         ) from None
     # On a CPU one block a call, whose one program serves every batch.
     on_cpu = jax.default_backend() == "cpu"

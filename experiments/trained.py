@@ -76,7 +76,12 @@ def train_command() -> str:
 
 def output_folder(run: Path) -> Path:
     """Where the results of a run go: --output_dir, or the run itself."""
-    return run if FLAGS.output_dir is None else Path(FLAGS.output_dir).absolute()
+    if FLAGS.output_dir is None:
+        return run
+    folder = Path(FLAGS.output_dir).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir={FLAGS.output_dir} is not a folder")
+    return folder
 
 
 def load_data(run: Path, config: dict[str, Any]) -> data.Dataset:

@@ -29,7 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfens_jax.ensembles import Predict, as_pytree, mean_logits
+from selfens_jax.classifiers import as_pytree
+from selfens_jax.ensembles import Predict, mean_logits
 from selfens_jax.errors import UserError, check_resolution, check_series
 
 EXAMPLES_PER_CALL = 4  # times 16 draws and 5 masks, the activations of a gradient fit any machine

@@ -37,7 +37,7 @@ class SelfEnsemble:
             raise UserError(
                 f"the masks are for {self.masks.shape[1]} time steps, the series have {x.shape[1]}"
             )
-        masked = self.masks[members, None, :, None] * x
+        masked = self.masks[members, None, :, None] * x[None]
         return jax.vmap(lambda v: self.model.apply(self.variables, v, train=False))(masked)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -126,12 +126,6 @@ def consensus(ensemble: SelfEnsemble | DeepEnsemble, first: int) -> Consensus:
             f"not {first}"
         )
     return Consensus(ensemble, first)
-
-
-def as_pytree(predict: Predict) -> Predict:
-    """`predict` as an argument of programs; a plain function has its weights compiled in."""
-    plain = jax.tree_util.all_leaves([predict])
-    return jax.tree_util.Partial(predict) if plain else predict
 
 
 def mean_logits(predict: Predict, x: jax.Array) -> jax.Array:

@@ -35,8 +35,9 @@ def check_counts(counts) -> np.ndarray:
 
 
 def check_number(what: str, value, low: float, high: float) -> float:
-    """A real number strictly between low and high."""
+    """A real number strictly between low and high; arrays of one number without axes are too."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    real |= getattr(value, "shape", None) == () and value.dtype.kind in "iuf"
     try:
         number = float(value) if real else math.nan
     except OverflowError:
@@ -98,6 +99,14 @@ def check_resolution(x: np.ndarray, sigma: float) -> None:
             f"the series reach {largest:g}, where the step of float32, {step:g}, is not small "
             f"against sigma {sigma:g}: {remedy}"
         )
+
+
+def check_whole(what: str, value, least: int) -> int:
+    """A whole number of at least `least`."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not (whole and value >= least):
+        raise UserError(f"{what} must be a whole number of at least {least}, not {value!r}")
+    return int(value)
 
 
 def check_sigma(sigma) -> float:

@@ -25,19 +25,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selfens_jax import models
+from selfens_jax.classifiers import as_pytree, check_classifier
 from selfens_jax.ensembles import (
     Consensus,
     DeepEnsemble,
     Predict,
     SelfEnsemble,
-    as_pytree,
     consensus,
     deep_ensemble,
     mean_logits,
     self_ensemble,
 )
-from selfens_jax.errors import UserError, check_resolution, check_series
+from selfens_jax.errors import (
+    UserError,
+    check_number,
+    check_resolution,
+    check_series,
+    check_whole,
+)
 
 __all__ = [
     "Consensus",
@@ -120,7 +125,7 @@ def count_votes(
     """
     program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
     rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
-    num_classes = _check_predict(program, draws)
+    num_classes = program.check(draws.shape[1])
     counts = np.zeros((len(program.x), num_classes), np.int64)
     for some, votes in _calls(program, num_classes, _vote, rows, draws):
         np.add.at(counts, rows[some], votes)
@@ -157,7 +162,7 @@ def count_consensus_votes(
         raise UserError("predict must be a consensus, which smoothing.consensus(ensemble, k) makes")
     program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
     rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
-    num_classes = _check_predict(program, draws)
+    num_classes = program.check(draws.shape[1])
     counts = np.zeros((len(program.x), num_classes), np.int64)
     undecided = []
     for some, (votes, asks, sums) in _calls(program, num_classes, _vote_of_first, rows, draws):
@@ -191,7 +196,7 @@ def draw_logits(
     """
     program = _program(predict, x, sigma, key, batch_size, indices, precision, None)
     rows, draws = _blocks(len(program.x), 0, num_draws, None)
-    num_classes = _check_predict(program, draws)
+    num_classes = program.check(draws.shape[1])
     calls = _calls(program, num_classes, _mean_logits, rows, draws)
     logits = np.concatenate([logits for _, logits in calls])
     return logits.reshape(len(program.x), -1, num_classes)[:, :num_draws]
@@ -236,7 +241,7 @@ class _Block:
         example_key = jax.random.fold_in(self.key, self.index)
         draw_keys = jax.vmap(partial(jax.random.fold_in, example_key))(self.draws)
         noise = jax.vmap(lambda k: jax.random.normal(k, self.series.shape, jnp.float32))(draw_keys)
-        return self.series + self.sigma * noise
+        return self.series[None] + self.sigma * noise
 
     def counted(self) -> jax.Array:
         return self.draws != _NO_DRAW
@@ -252,7 +257,8 @@ class _Block:
 class _Program:
     """Everything that all blocks share."""
 
-    predict: Any
+    given: Any  # as the user gave it
+    predict: Any  # where its devices are
     x: np.ndarray
     indices: np.ndarray
     sigma: np.float32
@@ -260,6 +266,11 @@ class _Program:
     batch_size: int
     precision: str
     mesh: Mesh | None
+
+    def check(self, draws_per_block: int) -> int:
+        """The number of classes of what is one classifier of single series, or a UserError."""
+        of_series = (self.given, self.x, float(self.sigma))
+        return check_classifier(*of_series, draws_per_block, self.precision)
 
 
 def _program(
@@ -273,24 +284,23 @@ def _program(
     mesh: Mesh | None,
 ) -> _Program:
     batch_size = default_batch_size() if batch_size is None else batch_size
-    x = check_series(x)
-    indices = np.arange(len(x)) if indices is None else np.asarray(indices)
-    if not (np.isfinite(sigma) and sigma > 0):
-        raise UserError(f"sigma must be positive and finite, not {sigma}")
+    x, sigma = check_series(x), check_number("sigma", sigma, 0, np.inf)
     check_resolution(x, sigma)
-    if batch_size < 1:
-        raise UserError(f"batch_size must be at least 1, not {batch_size}")
+    check_whole("batch_size", batch_size, 1)
+    indices = np.arange(len(x)) if indices is None else np.asarray(indices)
     whole = indices.shape == x.shape[:1] and indices.dtype.kind in "iu"
     if not whole or (indices < 0).any() or (indices >= 2**32).any():
         raise UserError("indices must hold one integer in [0, 2**32) for each example of x")
     if precision not in PRECISIONS:
         raise UserError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
-    if mesh is not None and len(mesh.axis_names) != 1:
-        raise UserError(f"mesh must have one axis, not {len(mesh.axis_names)}")
-    predict = as_pytree(predict)
+    if mesh is not None and not (isinstance(mesh, Mesh) and len(mesh.axis_names) == 1):
+        raise UserError("mesh must be a jax.sharding.Mesh of one axis")
+    given, key = as_pytree(predict), _check_key(key)
+    predict = given
     if mesh is not None:  # weights may be bound to one device, as those of a checkpoint can be
         predict, key = jax.device_put((predict, key), NamedSharding(mesh, PartitionSpec()))
     return _Program(
+        given=given,
         predict=predict,
         x=x,
         indices=indices.astype(np.uint32),
@@ -299,88 +309,6 @@ def _program(
         batch_size=batch_size,
         precision=precision,
         mesh=mesh,
-    )
-
-
-# What may be counted
-
-
-def _check_predict(program: _Program, draws: np.ndarray) -> int:
-    """Refuses what is not one classifier of single series; returns its number of classes.
-
-    draws: (blocks, B), as the blocks are cut.
-
-    Votes are those of f(x + noise) for one f. If a row's logits depend on the other rows of its
-    block, or on anything else that changes, there is no such f, and a certificate would be false
-    without a sign. So the logits of a block must stay as they are, up to rounding, when its rows
-    change places and when every other row is replaced. The networks of `models` are known to.
-    """
-    predict = program.predict
-    block = jax.ShapeDtypeStruct((draws.shape[1], *program.x.shape[1:]), np.float32)
-    try:
-        shape = jax.eval_shape(_logits, predict, block).shape
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's own function raises
-        raise UserError(_why_not(predict, block, error)) from error
-    ensemble = predict.ensemble if isinstance(predict, Consensus) else predict
-    ours = isinstance(ensemble, SelfEnsemble | DeepEnsemble)
-    if len(program.x) and not (ours and type(ensemble.model) in models.NAMES.values()):
-        leaves, structure = jax.tree.flatten(predict)
-        shapes = tuple((np.shape(leaf), getattr(leaf, "dtype", type(leaf))) for leaf in leaves)
-        kind = (structure, shapes, block.shape, program.precision)
-        if kind not in _single_rows:
-            _refuse_mixed_rows(program, draws[0])
-            _single_rows[kind] = None
-            while len(_single_rows) > 100:
-                del _single_rows[next(iter(_single_rows))]
-    return shape[-1]
-
-
-_logits = jax.jit(mean_logits)  # traced once, however often the shape of its result is asked for
-_single_rows: dict[Any, None] = {}  # the latest programs whose rows were found independent
-
-
-def _refuse_mixed_rows(program: _Program, draws: np.ndarray) -> None:
-    def logits(rows: np.ndarray) -> np.ndarray:
-        with jax.default_matmul_precision(program.precision):
-            return np.asarray(_logits(program.predict, rows), np.float64)
-
-    noise = np.random.default_rng(0).standard_normal((2, len(draws), *program.x.shape[1:]))
-    rows, others = (program.x[0] + program.sigma * noise).astype(np.float32)
-    kept = np.arange(len(draws)) % 2 == 0
-    replaced = np.where(kept[:, None, None], rows, 4 * others)
-    alone = logits(rows)
-    finite = np.abs(alone[np.isfinite(alone)])
-    coarse = program.precision != "float32"
-    error = (3e-2 if coarse else 1e-4) * finite.max(initial=0)
-    same = [
-        np.allclose(found, expected, rtol=0, atol=error, equal_nan=True)
-        for found, expected in (
-            (logits(rows[::-1]), alone[::-1]),
-            (logits(replaced)[kept], alone[kept]),
-        )
-    ]
-    if not all(same):
-        raise UserError(
-            "predict gives a series other logits when the series beside it in a batch change, or "
-            "from call to call: it is not one classifier, and nothing can be certified; switch off "
-            "BatchNorm's training mode, dropout, and averages over the batch"
-        )
-
-
-def _why_not(predict: Predict, block: jax.ShapeDtypeStruct, error: Exception) -> str:
-    """Why predict cannot be counted, in a line: it is no function for JAX, or it fails."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    said = said if len(said) <= 160 else said[:157] + "..."
-    try:
-        predict(np.zeros(block.shape, block.dtype))
-    except Exception:
-        return f"predict fails on float32 series {block.shape}, (draws, time, channels): {said}"
-    return (
-        "predict works on arrays, but JAX cannot compile it; a function of NumPy or another "
-        "library is called through jax.pure_callback(predict, jax.ShapeDtypeStruct((len(x), "
-        f"num_classes), jnp.float32), x) and returns float32 NumPy logits ({said})"
     )
 
 
@@ -393,11 +321,10 @@ def _blocks(
     """Every example's draws in blocks: rows (blocks,) of examples and their draws (blocks, B)."""
     if draws_per_block is None:
         draws_per_block = default_draws_per_block()
-    if num_draws < 1 or draws_per_block < 1:
-        raise UserError(
-            f"num_draws ({num_draws}) and draws_per_block ({draws_per_block}) must be at least 1"
-        )
-    if first_draw < 0 or first_draw + num_draws > int(_NO_DRAW):
+    check_whole("num_draws", num_draws, 1)
+    check_whole("draws_per_block", draws_per_block, 1)
+    check_whole("first_draw", first_draw, 0)
+    if first_draw + num_draws > int(_NO_DRAW):
         raise UserError(f"draws must be numbered from 0 to below {_NO_DRAW}, not {first_draw}")
     blocks = -(-num_draws // draws_per_block)
     draws = np.full(blocks * draws_per_block, _NO_DRAW)
@@ -520,9 +447,28 @@ def _without_loss(counts: np.ndarray, num_draws: int, indices: np.ndarray) -> np
         worst = int(lost.argmax())
         raise UserError(
             f"the network returned NaN on {lost[worst]} of {num_draws} draws of example "
-            f"{indices[worst]}: nothing can be certified; train it again"
+            f"{indices[worst]}: nothing can be certified; look at its weights and at the scale of "
+            "the series"
         )
     return counts
+
+
+def _check_key(key: jax.Array) -> jax.Array:
+    # Other generators make noise that depends on how the draws are put into blocks.
+    try:
+        if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+            known = key.shape == () and str(jax.random.key_impl(key)) == "threefry2x32"
+        else:
+            known = key.shape == (2,) and key.dtype == np.uint32
+            key = jax.random.wrap_key_data(key, impl="threefry2x32") if known else key
+    except (AttributeError, TypeError):
+        known = False
+    if not known:
+        raise UserError(
+            "key must be one random key of JAX's generator threefry2x32, as streams.stream(seed, "
+            "'certification') and jax.random.key(seed) are"
+        )
+    return key
 
 
 def _round_up(sigma: float) -> np.float32:

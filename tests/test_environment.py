@@ -198,7 +198,14 @@ def test_a_run_that_was_moved_and_renamed_is_the_same(copied):
     "variables",
     [
         {"JAX_ENABLE_X64": "1"},
-        {"JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_THREEFRY_PARTITIONABLE": "0"},
+        {
+            "JAX_DEFAULT_PRNG_IMPL": "rbg",
+            "JAX_THREEFRY_PARTITIONABLE": "0",
+            "JAX_NUMPY_RANK_PROMOTION": "raise",
+            "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+            "JAX_TRANSFER_GUARD": "disallow",
+            "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16",
+        },
     ],
     ids=lambda variables: next(iter(variables)),
 )
@@ -217,6 +224,11 @@ def test_a_device_that_is_not_here_is_one_line(copied, device):
     for script, flags in (("train", (*TRAIN, "--seed=1")), ("certify", CERTIFY)):
         done = start(copied, script, "--dataset=own.npz", *flags, JAX_PLATFORMS=device)
         assert f"JAX_PLATFORMS={device}" in assert_quiet(done, status=1)
+
+
+def test_no_device_at_all_is_one_line(copied):
+    done = start(copied, "certify", "--dataset=own.npz", *CERTIFY, JAX_NUM_CPU_DEVICES="0")
+    assert "JAX finds no device" in assert_quiet(done, status=1)
 
 
 @pytest.mark.skipif(

@@ -183,6 +183,24 @@ MIXING = {
     "sorted rows": lambda v: jnp.sort(good(v), axis=0),
     "the row's number": lambda v: good(v) + jnp.arange(len(v))[:, None] * jnp.array([1.0, 0]),
     "transposed": lambda v: v[:, :1, 0] * v[:, :1, 0].T,
+    "every second row is normalised with its like": lambda v: good(
+        jnp.stack([v[0::2] - v[0::2].mean(0), v[1::2] - v[1::2].mean(0)], 1).reshape(v.shape)
+    ),
+    "four ghost batches": lambda v: good(
+        (v.reshape(5, 4, *v.shape[1:]) - v.reshape(5, 4, *v.shape[1:]).mean(0)).reshape(v.shape)
+    ),
+    "two rows further": lambda v: good(v + 0.1 * jnp.roll(v, 2, axis=0) + jnp.roll(v, -2, axis=0)),
+    "a place that is alike from both ends": lambda v: (
+        good(v) + jnp.abs(jnp.arange(len(v)) - 9.5)[:, None] * jnp.array([1.0, 0])
+    ),
+    "beside a class that is ruled out": lambda v: jnp.pad(
+        good(v - v.mean(axis=0)), ((0, 0), (0, 1)), constant_values=-1e9
+    ),
+    "beside a class of the least number": lambda v: jnp.pad(
+        good(v - v.mean(axis=0)),
+        ((0, 0), (0, 1)),
+        constant_values=float(jnp.finfo(jnp.float32).min),
+    ),
     "the first draws' median": lambda v: good(v - jnp.median(v[:7], axis=0)),
     "other logits at every call": drifting,
     "dropout left on": dropout,
@@ -223,18 +241,107 @@ def test_one_function_of_single_series_is_counted(predict):
     assert (count(predict, num_draws=20).sum(axis=1) == 20).all()
 
 
-def test_rows_are_looked_at_once_a_program():
+def test_a_classifier_that_changes_is_counted_as_it_is():
+    """JAX keeps the programs of functions by their names, and with them their weights of then."""
+
+    class Net:
+        weight, mixes = 1.0, False
+
+        def __call__(self, v):
+            return good(self.weight * (v - v.mean(axis=0) if self.mixes else v))
+
+        def predict(self, v):
+            return self(v)
+
+    net = Net()
+    x = X + 0.3
+    for predict in (net, net.predict, lambda v: net(v)):
+        net.weight, net.mixes = 1.0, False
+        before = count(predict, x)
+        assert (before[:, 0] > before[:, 1]).all()
+        net.weight = -1.0
+        np.testing.assert_array_equal(count(predict, x), before[:, ::-1])
+        net.mixes = True
+        with pytest.raises(UserError, match="not one classifier"):
+            count(predict, x)
+
+
+def test_what_a_leaf_switches_on_is_seen():
+    def predict(flag, v):
+        return good(jnp.where(flag, v - v.mean(axis=0), v))
+
+    count(jax.tree_util.Partial(predict, jnp.array(False)))
+    with pytest.raises(UserError, match="not one classifier"):
+        count(jax.tree_util.Partial(predict, jnp.array(True)))
+
+
+@pytest.mark.parametrize("predict", ["predict", np.eye(2), None, {"params": 1}], ids=str)
+def test_what_cannot_be_called_is_refused(predict):
+    with pytest.raises(UserError, match="predict must be a function of series"):
+        count(predict)
+
+
+def test_a_callback_that_fails_is_one_line():
+    def of(function):
+        shape = jax.ShapeDtypeStruct((20, 2), jnp.float32)
+        return lambda v: jax.pure_callback(function, shape, v)
+
+    for function in (lambda v: 1 / 0, lambda v: np.zeros((3, 2), np.float32)):
+        with pytest.raises(UserError, match="predict fails on float32 series") as caught:
+            count(of(function))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_draws": bad} for bad in (40.0, "40", None, True, 0)]
+    + [{"batch_size": bad} for bad in (2.5, "a", 0, True)]
+    + [{"draws_per_block": bad} for bad in (2.5, "a", 0)]
+    + [{"first_draw": bad} for bad in (2.5, "a", -1)]
+    + [{"sigma": bad} for bad in ("0.4", None, True, np.array([0.4]), 0, -1.0)]
+    + [{"mesh": "cpu"}]
+    + [
+        {"key": bad}
+        for bad in (
+            0,
+            None,
+            "a",
+            np.random.default_rng(),
+            jax.random.split(KEY),
+            jax.random.key(0, impl="rbg"),
+            jax.random.key(0, impl="unsafe_rbg"),
+        )
+    ],
+    ids=str,
+)
+def test_an_argument_of_the_wrong_kind_is_one_line(changes):
+    (name,) = changes
+    with pytest.raises(UserError, match=name) as caught:
+        smoothing.count_votes(good, X, **{"sigma": SIGMA, "num_draws": 20, "key": KEY} | changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_may_be_of_numpy_and_jax():
+    expected = count(good, num_draws=20)
+    for sigma in (np.float64(SIGMA), np.array(SIGMA)):
+        arguments = {"sigma": sigma, "num_draws": np.int64(20), "key": KEY}
+        np.testing.assert_array_equal(smoothing.count_votes(good, X, **arguments), expected)
+    count_of = {"sigma": jnp.float32(SIGMA), "num_draws": 20, "key": jax.random.PRNGKey(3)}
+    np.testing.assert_array_equal(smoothing.count_votes(good, X, **count_of), expected)
+
+
+def test_rows_are_looked_at_once_a_call():
     seen = []
 
     def predict(v):
         jax.debug.callback(lambda _: seen.append(1), v[0, 0, 0])
         return good(v)
 
-    for calls_now in (3 + 1, 1):  # three looks and the block itself, then the block alone
+    for blocks in (1, 5):  # one alone, two looks at two changes each, and then the blocks
         seen.clear()
-        count(predict, X[:1], num_draws=20)
+        count(predict, X[:1], num_draws=20 * blocks)
         jax.effects_barrier()
-        assert len(seen) == calls_now
+        assert len(seen) == 5 + blocks
 
 
 # Series that float32 cannot hold finely enough

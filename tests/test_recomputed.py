@@ -139,7 +139,7 @@ def x_of(split: str, scaling: str = "none") -> np.ndarray:
 # Networks, masks and noise
 
 
-def checkpoint(run, members: int) -> dict:
+def checkpoint(run: pathlib.Path, members: int) -> dict:
     """The variables in a run's checkpoint, as they are: members first."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     example = jnp.zeros((1, LENGTH, CHANNELS))
@@ -169,7 +169,7 @@ def digest(tree: dict | np.ndarray) -> str:
 _apply = jax.jit(lambda variables, x: MODEL.apply(variables, x, train=False))
 
 
-def networks(run, members: int = 1) -> list[Callable]:
+def networks(run: pathlib.Path, members: int = 1) -> list[Callable]:
     """The run's networks, each a function of series (B, T, C) that gives logits (B, K)."""
     stacked = checkpoint(run, members)
     each = [jax.tree.map(lambda leaf, m=m: leaf[m], stacked) for m in range(members)]
@@ -249,7 +249,7 @@ def data_record(scaling: str = "none") -> dict:
     }
 
 
-def settings_record(run, ensemble: str, **more) -> dict:
+def settings_record(run: pathlib.Path, ensemble: str, **more) -> dict:
     """What records say of the classifier and its noise, and more."""
     if ensemble == "de":
         of_members = {"num_members": 2}
@@ -281,12 +281,12 @@ def short(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def read_table(path) -> list[list[str]]:
+def read_table(path: pathlib.Path) -> list[list[str]]:
     with path.open() as file:
         return list(csv.reader(file, delimiter="\t"))
 
 
-def read_log(path, settings: dict) -> dict[int, list[str]]:
+def read_log(path: pathlib.Path, settings: dict) -> dict[int, list[str]]:
     """The lines of a log by example: seconds, then values."""
     header, *lines = path.read_text().splitlines()
     assert json.loads(header) == settings
@@ -300,7 +300,7 @@ def seconds_of(text: str) -> float:
     return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
 
 
-def assert_figure(path, drawn: bytes, title: str, note: str) -> None:
+def assert_figure(path: pathlib.Path, drawn: bytes, title: str, note: str) -> None:
     """The file is this figure, to the pixel, and its texts are these."""
     with Image.open(path) as image:
         assert (image.text["Title"], image.text["Description"]) == (title, note)
@@ -515,11 +515,13 @@ class Case:
         )
 
 
-CONSENSUS = "--consensus=2"
 CASES = {
     "masks": Case((*MC, *OF_MC, "--num_examples=9"), "mc", CHOSEN),
     "consensus": Case(
-        (*MC, *OF_MC, CONSENSUS, "--num_examples=5"), "mc", np.array([0, 2, 5, 7, 10]), first=2
+        (*MC, *OF_MC, "--consensus=2", "--num_examples=5"),
+        "mc",
+        np.array([0, 2, 5, 7, 10]),
+        first=2,
     ),
     "members": Case((*DE, *OF_MC, "--num_examples=6"), "de", np.array([0, 2, 4, 6, 8, 10])),
 }

@@ -46,7 +46,8 @@ def error_of(folder, script, *arguments):
 def assert_refused(folder, says, script, *arguments):
     """The command, on own.npz unless told otherwise, says so in one line and writes no run."""
     before = sorted(str(p) for p in (folder / "runs").rglob("*"))
-    own = [] if any(a.startswith("--dataset") for a in arguments) else ["--dataset=own.npz"]
+    named = any(a.startswith(("--dataset", "--from_counts")) for a in arguments)
+    own = [] if named else ["--dataset=own.npz"]
     assert says in error_of(folder, script, *own, *arguments)
     assert sorted(str(p) for p in (folder / "runs").rglob("*")) == before
 
@@ -289,6 +290,11 @@ def test_killed_certification_goes_on_to_the_same_files(trained):
         (["--from_counts=missing.npz"], "missing.npz"),
         (["--from_counts=own.npz"], "own.npz lacks the array"),
         (["--from_counts=odd.npz"], "odd.npz is damaged"),
+        (["--from_counts=odd.npz", "--num_draws=40"], "leave out --num_draws"),
+        (["--from_counts=odd.npz", "--sigma=0.5"], "leave out --sigma"),
+        (["--from_counts=odd.npz", "--num_processes=2"], "leave out --num_processes"),
+        (["--from_counts=odd.npz", "--target_radius=0.2"], "leave out --"),
+        (["--output_dir=own.npz"], "--output_dir=own.npz is not a folder"),
         (["--no_such_flag=1"], "no_such_flag"),
         (["stray"], "unexpected argument 'stray'"),
     ],
@@ -298,8 +304,8 @@ def test_certify_refuses(trained, arguments, says):
     one = np.ones(1, int)
     arrays = dict.fromkeys(("indices", "counts", "labels", "forwards"), one)
     np.savez(trained / "odd.npz", **arrays, settings=np.array("{}"))
-    run_dir = any(a.startswith("--run_dir") for a in arguments)
-    assert_refused(trained, says, "certify", *(() if run_dir else CERTIFY), *arguments)
+    alone = any(a.startswith(("--run_dir", "--from_counts")) for a in arguments)
+    assert_refused(trained, says, "certify", *(() if alone else CERTIFY), *arguments)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +454,9 @@ def test_decisions_at_a_target_radius(trained):
         (["--num_draws=100"], "leave out --num_draws"),
         (["--max_draws=40", "--target_radius=0.6"], "cannot certify this radius at alpha 0.001"),
         (["--max_draws=50"], "max_draws must be a positive multiple of 20"),
-        (["--target_radius=-1"], "must not be negative"),
+        (["--target_radius=-1"], "--target_radius=-1 --max_draws=2000: the radius must not be neg"),
+        (["--target_radius=nan"], "--target_radius=nan"),
+        (["--target_radius=1e9"], "no votes certify it"),
         (["--paper"], "leave out --target_radius"),
         (["--alpha_futility=0"], "--alpha_futility"),
     ],
