@@ -1,5 +1,6 @@
 """What the scripts share: flags, progress, and how they end."""
 
+import contextlib
 import errno
 import functools
 import logging as python_logging
@@ -11,12 +12,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+try:
+    import jax
+except ValueError as error:  # a variable of the environment that JAX cannot read
+    sys.exit(f"error: {error}")
 from absl import app, flags, logging
 
 from selfens_jax import data, masks, models, paths, training
 from selfens_jax.errors import UserError
 
+HELD = contextlib.ExitStack()  # locks, until the script ends
 _DEFAULTS = training.TrainConfig()
 # JAX's own defaults, whatever the environment says: other values are other noise or networks, or
 # refuse what is done here on purpose.
@@ -159,7 +164,8 @@ def run(main: Callable[[], None]) -> None:
         try:
             if flags.FLAGS.compilation_cache:
                 _keep_compiled_programs()
-            main()
+            with HELD:
+                main()
         except UserError as error:
             say(f"error: {error}")
             return 1
@@ -212,7 +218,7 @@ def _of_files(error: OSError) -> str:
     """What the operating system refused, in a line."""
     reason = error.strerror or str(error)
     if error.filename is None:
-        return reason
+        return f"{reason}: is the current folder still there?"
     remedy = ""
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         known = [name for name in ("output_dir", "runs_dir", "results_dir") if name in flags.FLAGS]

@@ -135,6 +135,8 @@ def start_processes() -> tuple[int, int]:
         raise UserError("--num_processes and --process_id go together")
     if FLAGS.coordinator is not None and number is None:
         raise UserError("--coordinator needs --num_processes and --process_id")
+    if number is not None and number < 1:
+        raise UserError(f"--num_processes must be at least 1, not {number}")
     if number is not None and not 0 <= this < number:
         raise UserError(f"--process_id must be from 0 to {number - 1}, not {this}")
     if FLAGS.distributed or FLAGS.coordinator is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import cli
 import numpy as np
+import trained
 from absl import flags
 from tqdm import tqdm
 
@@ -77,8 +78,8 @@ def main() -> None:
     ]
     with contextlib.ExitStack() as stack:
         for folder, *_ in open_ones:
-            lock = folder.with_name(f".{folder.name}.lock")
-            stack.enter_context(locks.held(lock, f"the training of {folder}"))
+            what = f"the training, or other work on, {folder}"
+            stack.enter_context(locks.held(trained.lock_of(folder), what))
         for folder, _, wanted in open_ones:
             refuse_another(folder, wanted)  # what another process may have trained meanwhile
             prepare(folder, wanted)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from selfens_jax import data, masks, models, runs, smoothing
+from selfens_jax import data, locks, masks, models, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
@@ -51,6 +51,8 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
     if FLAGS.ensemble in ("single", "de"):
         asked.pop("keep", None)  # there is no mask whose share could differ
     file = run / "config.json"
+    if file.exists():  # what is in use is not trained again meanwhile
+        cli.HELD.enter_context(locks.shared(lock_of(run), f"the training of {run}"))
     if not file.exists() or not runs.is_finished(run):
         state = "is unfinished" if file.exists() else "does not exist"
         remedy = f"this trains it: {train_command()}"
@@ -64,6 +66,11 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
     if noisy and config["sigma"] == 0:
         raise UserError(f"the run {run} was trained with sigma 0: without noise there is no radius")
     return run, config
+
+
+def lock_of(run: Path) -> Path:
+    """The lock that a training of the run holds; beside the run, which it may delete."""
+    return run.with_name(f".{run.name}.lock")
 
 
 def train_command() -> str:
@@ -89,7 +96,9 @@ def load_data(run: Path, config: dict[str, Any]) -> data.Dataset:
     dataset = cli.load_data(FLAGS)
     differences = runs.differences(config, {"data": data.describe(dataset)})
     if differences:
-        raise UserError(f"{run}: {differences}")
+        raise UserError(
+            f"{run}: {differences}; give the data that it was trained on, or train another"
+        )
     return dataset
 
 

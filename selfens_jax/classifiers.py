@@ -5,6 +5,7 @@ its batch, or on anything else that changes, there is no such f, and a certifica
 without a sign.
 """
 
+import re
 from typing import Any
 
 import jax
@@ -107,7 +108,10 @@ def _refuse_mixed_rows(
 
 def _why_not(predict: Predict, shape: jax.ShapeDtypeStruct, error: Exception) -> str:
     """Why predict cannot be counted, in a line: it is no function for JAX, or it fails."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())
+    # The error of a callback is the last of many lines.
+    lines = [line for line in str(error).splitlines() if re.match(r"\w+(Error|Exception)\b", line)]
+    inner = "CpuCallback" in str(error) and lines
+    said = " ".join((lines[-1] if inner else f"{type(error).__name__}: {error}").split())
     said = said if len(said) <= 160 else said[:157] + "..."
     try:
         jax.block_until_ready(predict(np.zeros(shape.shape, shape.dtype)))

@@ -330,7 +330,8 @@ class _Split:
         for i, value in enumerate(y):
             if isinstance(value, bytes):
                 value = value.decode("utf-8", errors="backslashreplace")
-            if not isinstance(value, (str, bool, np.bool_, int, np.integer, float, np.floating)):
+            known = (str, bool, np.bool_, int, np.integer, float, np.floating)
+            if not isinstance(value, known) or isinstance(value, np.timedelta64):
                 self.fail(
                     f"has label {labels.quoted(value)}, which is neither a number nor text: drop "
                     "the series or name its class",

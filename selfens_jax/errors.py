@@ -91,10 +91,13 @@ def check_resolution(x: np.ndarray, sigma: float) -> None:
         )
     if step > sigma / 64:
         remedy = "rescale both"
-        if x.size and np.ptp(x.astype(np.float64)) < largest:
-            middle = (float(x.max()) + float(x.min())) / 2
-            remedy = f"subtract a constant from all series, such as {middle:.9g}, which changes no "
-            remedy += "radius, or take a larger sigma"
+        channels = x.reshape(-1, x.shape[-1]).astype(np.float64)
+        if x.size and np.ptp(channels, axis=0).max() < largest:
+            middle = (channels.max(axis=0) + channels.min(axis=0)) / 2
+            named = ", ".join(f"{value:.9g}" for value in middle[:4])
+            whose = "all series" if len(middle) == 1 else "each channel of all series"
+            remedy = f"subtract a constant from {whose}, such as {named}, which changes no radius, "
+            remedy += "or take a larger sigma"
         raise UserError(
             f"the series reach {largest:g}, where the step of float32, {step:g}, is not small "
             f"against sigma {sigma:g}: {remedy}"

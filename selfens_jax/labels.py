@@ -15,7 +15,9 @@ from selfens_jax.errors import UserError
 SEPARATORS = "the separators that are read are tab, comma and blanks"
 
 # What tables write where there is no value, pandas' own list included; compared without case.
-_MISSING = re.compile(r"(nan?|n/a|#na|#n/a( n/a)?|none|null|nat|<na>|\?|-?1\.#(ind|qnan))?")
+_MISSING = re.compile(
+    r"(nan?|n/a|n\.a\.?|\.|#na|#n/a( n/a)?|none|null|nat|<na>|\?|-?1\.#(ind|qnan))?"
+)
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -64,7 +66,7 @@ def look(label: str) -> str | decimal.Decimal:
     """What a reader takes a label for: its number, or its letters without case and outer blanks."""
     if is_number(label):
         return decimal.Decimal(label.strip())
-    composed = unicodedata.normalize("NFC", label.casefold())
+    composed = unicodedata.normalize("NFKC", label.casefold())
     visible = (c for c in composed if unicodedata.category(c) != "Cf")  # Cf: of no width
     return " ".join("".join(visible).split())
 

@@ -6,8 +6,31 @@ import os
 import pathlib
 import platform
 from collections.abc import Iterator
+from typing import IO
 
 from selfens_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def shared(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Keeps others from holding the lock `path`, together with any number of processes.
+
+    In a folder where nothing can be written, nothing is locked.
+
+    Args, raises: as `held`.
+    """
+    try:
+        file = path.open("a+")
+    except OSError:
+        yield
+        return
+    with file:
+        locked = _locked(file, what, shared=True)
+        try:
+            yield
+        finally:
+            if locked and _locked(file, "", shared=False, refuse=False):  # nobody else shares it
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -43,13 +66,16 @@ def held(path: pathlib.Path, what: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _locked(file, what: str) -> bool:
+def _locked(file: IO[str], what: str, shared: bool = False, refuse: bool = True) -> bool:
     """Whether the file is locked now; False where the file system has no locks."""
     try:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
+        if not refuse:
+            return False
         file.seek(0)
         holder = file.read().strip() or "another process"
         raise UserError(
@@ -60,7 +86,7 @@ def _locked(file, what: str) -> bool:
     return True
 
 
-def _is(path: pathlib.Path, file) -> bool:
+def _is(path: pathlib.Path, file: IO[str]) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:

@@ -4,6 +4,7 @@
       config.json              what was asked for, the data, the versions
       progress/<epoch>/        resumable training states, until training has finished
       checkpoint/              the final variables, members stacked (orbax)
+      checkpoint.json          their sha256
       history.csv              loss, accuracy and learning rate of every epoch
       training_time.json       seconds that training took, over all its parts
       margins-<id>.npz, .json  logits of a few series under noise, and the theory check on them
@@ -35,6 +36,8 @@ import platform
 import re
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -158,7 +161,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); the run is incomplete") from None
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} cannot be read ({reason}); train again with --overwrite") from None
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -169,12 +173,22 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     config = read_json(run / "config.json")
     try:
-        known = {"model", "ensemble", "sigma", "keep", "seed", "num_members"} <= config.keys()
-        known &= {"name", "classes", "length", "num_channels", "sha256"} <= config["data"].keys()
-    except (AttributeError, KeyError):
+        source = config["data"]
+        known = {"ensemble", "keep", "seed"} <= config.keys() and {
+            "name",
+            "sha256",
+        } <= source.keys()
+        known &= config["model"] in models.NAMES and len(source["classes"]) >= 2
+        known &= 0 <= config["sigma"] < math.inf
+        sizes = (source["length"], source["num_channels"], config["num_members"])
+        known &= all(isinstance(size, int) and size >= 1 for size in sizes)
+    except (AttributeError, KeyError, TypeError):
         known = False
     if not known:
-        raise UserError(f"{run / 'config.json'} is damaged or was not written by train.py")
+        raise UserError(
+            f"{run / 'config.json'} is damaged or was not written by train.py; train again with "
+            "--overwrite"
+        )
     return config
 
 
@@ -195,8 +209,9 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             return {name: file[name] for name in names}
     except KeyError as error:
         raise UserError(f"{path} lacks the array {error}; it is not a file of this kind") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{path} cannot be read: {reason}; move it away if it is damaged") from None
 
 
 # Training
@@ -262,7 +277,14 @@ def load_networks(run: Path) -> tuple[nn.Module, Any, dict[str, Any]]:
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((config["num_members"], *leaf.shape), leaf.dtype), one
     )
-    return model, load_tree(run.absolute() / "checkpoint", like), config
+    variables = load_tree(run.absolute() / "checkpoint", like)
+    file = run / "checkpoint.json"  # which older runs lack
+    if file.exists() and read_json(file) != {"sha256": digest(variables)}:
+        raise UserError(
+            f"the checkpoint {run / 'checkpoint'} holds other numbers than were trained: it is "
+            "damaged; train again with --overwrite"
+        )
+    return model, variables, config
 
 
 def save_progress(run: Path, epoch: int, states: Any, history: Iterable[dict[str, float]]) -> None:
@@ -303,6 +325,7 @@ def finish(run: Path, variables: Any, history: Iterable[dict[str, float]]) -> No
         raise UserError(
             f"{run}: the trained network cannot be read back ({reason}); choose another --runs_dir"
         )
+    write_json(run / "checkpoint.json", {"sha256": digest(variables)})
     shutil.rmtree(run / "progress", ignore_errors=True)
 
 
@@ -412,7 +435,8 @@ def append_log(path: Path, entries: Mapping[int, Entry]) -> None:
         "\t".join([str(index), f"{entry.seconds:.4f}", *map(str, entry.values)]) + "\n"
         for index, entry in entries.items()
     ]
-    with path.open("a") as file:
+    with path.open("r+") as file:  # not "a", which would make a log without its first line
+        file.seek(0, os.SEEK_END)
         file.write("".join(lines))
         file.flush()
         os.fsync(file.fileno())

@@ -34,6 +34,7 @@ def read(
         there = [os.path.exists(path) for path in (train, test)]
         if all(there):
             splits = (*_read_file(train, "training"), *_read_file(test, "test"))
+            _refuse_one_header(train, test, splits)
             return splits, (paths.shown(train), paths.shown(test))
         if any(there):
             raise UserError(
@@ -45,6 +46,20 @@ def read(
         f"data set {name!r} is not in data_dir: looked for {pair}, or .txt, but "
         f"{_listing(own if os.path.isdir(own) else folder)}{''.join(hints)}{beside(name)}"
     )
+
+
+def _refuse_one_header(train: pathlib.Path, test: pathlib.Path, splits: tuple) -> None:
+    """The first line of both files, of whatever numbers, is a header if it is the same.
+
+    But not where one file is a copy of the other.
+    """
+    x_train, y_train, x_test, y_test = splits
+    same_first = y_train[:1] == y_test[:1] and np.array_equal(x_train[:1], x_test[:1])
+    if same_first and not (y_train == y_test and np.array_equal(x_train, x_test)):
+        raise UserError(
+            f"{paths.shown(train)} and {paths.shown(test)} begin with the same line: a header? "
+            "remove it from both; if it is a series, one split should not have it"
+        )
 
 
 def _directory_hints(name: str, folder: pathlib.Path) -> Iterator[str]:

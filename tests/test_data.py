@@ -643,6 +643,24 @@ def test_no_header(tmp_path, text):
     assert len(found.x_train) == text.rstrip().count("\n") + 1
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        pytest.param("class\t1\t1.58\t2.51", id="text"),
+        pytest.param("0\t2000\t2001\t2003", id="number"),
+        pytest.param("1\t2\t5\t6", id="of-a-class"),
+    ],
+)
+def test_header_of_both_files(tmp_path, header):
+    """Uneven times are told from a series by standing in both."""
+    words = WORDS if header.startswith("class") else BODY
+    other = words.replace("\t", "\t1")
+    folder = write_ucr(tmp_path, f"{header}\n{words}", f"{header}\n{other}")
+    message = message_of(data.load, "Toy", data_dir=folder)
+    for part in ("Toy_TRAIN.tsv and", "Toy_TEST.tsv begin with the same line", "header", "remove"):
+        assert part in message
+
+
 INDEX = [
     (range(4), range(3)),
     (range(1, 4), range(1, 3)),

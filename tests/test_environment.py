@@ -163,9 +163,33 @@ def test_a_damaged_network_is_not_said_to_be_trained(copied):
     assert_quiet(start(copied, "train", "--dataset=own.npz", *TRAIN, "--overwrite"))
 
 
-@pytest.mark.parametrize("config", ["{}", "[]", "null", "{", '{"model": "lstm_fcn", "data": []}'])
+def test_a_network_of_other_numbers_than_were_trained_is_refused(copied):
+    """Orbax reads what it finds; a bit that a disk lost would be certified as a network."""
+    record = copied / RUN / "checkpoint.json"
+    before = record.read_text()
+    record.write_text(before.replace(before[12:20], "00000000"))
+    done = start(copied, "certify", "--dataset=own.npz", *CERTIFY)
+    assert "other numbers than were trained" in assert_quiet(done, status=1)
+    record.unlink()  # as in runs of older versions
+    assert_quiet(start(copied, "certify", "--dataset=own.npz", *CERTIFY))
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 and not more", b"text"])
+def test_a_damaged_file_of_arrays_is_one_line(copied, content):
+    (counts,) = (copied / RUN).glob("counts-*.npz")
+    (masks,) = (copied / RUN).glob("masks-*.npz")
+    for file in (counts, masks):
+        file.write_bytes(content)
+    for words in ((f"--from_counts={counts}",), ("--dataset=own.npz", *CERTIFY)):
+        error = assert_quiet(start(copied, "certify", *words), status=1)
+        assert ".npz cannot be read: " in error
+
+
+@pytest.mark.parametrize("config", ["{}", "null", "{", '{"model": "lstm_fcn", "data": []}', "-3"])
 def test_a_damaged_configuration_is_one_line(copied, config):
-    (copied / RUN / "config.json").write_text(config)
+    file = copied / RUN / "config.json"
+    text = file.read_text().replace('"length": 16', '"length": -3') if config == "-3" else config
+    file.write_text(text)
     for words in ((f"--run_dir={RUN}",), CERTIFY):
         error = assert_quiet(start(copied, "certify", "--dataset=own.npz", *words), status=1)
         assert "config.json" in error
@@ -267,7 +291,7 @@ class TestSomebodyElse:
         assert certificates(copied / "mine") == before
         assert len(list((copied / "mine").glob("attack-*.npz"))) == 1
         assert len(list((copied / "mine").glob("margins-*.npz"))) == 1
-        assert not list((copied / "mine").glob(".*"))
+        assert not list(copied.rglob(".*.lock"))
         again = ("--alpha=0.01", f"--from_counts={counts}")
         refused = start(copied, "certify", *again, user=AS_NOBODY)
         assert "--output_dir" in assert_quiet(refused, status=1)
@@ -354,6 +378,26 @@ def test_the_same_work_is_done_once_at_a_time(copied, script, arguments):
     assert list(copied.rglob(".*.lock"))
     with busy(copied, script, *arguments):
         pass
+
+
+def test_a_run_in_use_is_not_trained_again(copied):
+    words = ("--dataset=own.npz", *TRAIN, "--overwrite")
+    with busy(copied, "certify", *LONG["certify"]) as process:
+        error = assert_quiet(start(copied, "train", *words), status=1)
+        assert "work on" in error
+        assert (copied / RUN / "checkpoint").is_dir()
+        process.kill()
+        process.wait()
+    assert_quiet(start(copied, "train", *words))
+
+
+def test_a_log_that_was_deleted_is_not_begun_without_its_first_line(tmp_path):
+    log = tmp_path / "votes.tsv"
+    runs.open_log(log, {}, bool)
+    log.unlink()
+    with pytest.raises(FileNotFoundError):
+        runs.append_log(log, {3: runs.Entry((1, 2), 0.5)})
+    assert not log.exists()
 
 
 def test_other_work_on_the_same_run_goes_on(copied):

@@ -290,6 +290,9 @@ def test_a_callback_that_fails_is_one_line():
         with pytest.raises(UserError, match="predict fails on float32 series") as caught:
             count(of(function))
         assert "\n" not in str(caught.value)
+        assert "Traceback" not in str(caught.value)
+    with pytest.raises(UserError, match=r"ZeroDivisionError: division by zero$"):
+        count(of(lambda v: 1 / 0))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +315,7 @@ def test_a_callback_that_fails_is_one_line():
             jax.random.key(0, impl="unsafe_rbg"),
         )
     ],
-    ids=str,
+    ids=lambda changes: next(iter(changes)),
 )
 def test_an_argument_of_the_wrong_kind_is_one_line(changes):
     (name,) = changes
@@ -377,6 +380,12 @@ def test_sums_that_overflow_are_refused():
         smoothing.count_votes(good, X, sigma=1e38, num_draws=20, key=KEY)
     with pytest.raises(UserError, match="float32 cannot hold"):
         count(good, at(1e39))
+
+
+def test_each_channel_has_a_constant_of_its_own():
+    x = np.concatenate([at(5), at(1e9), at(-3e8)], axis=2)
+    with pytest.raises(UserError, match=r"from each channel of all series, such as 5\.\S*, 1e\+09"):
+        count(good, x)
 
 
 def test_the_limit_is_a_64th_of_sigma():
