@@ -74,9 +74,9 @@ class TrainConfig:
             raise UserError(f"sigma must be a finite number >= 0, not {self.sigma}")
         if not 0 < self.keep <= 1:
             raise UserError(f"keep must be in (0, 1], not {self.keep}")
-        if not 1e-37 < self.learning_rate < 1e38:  # the numbers of float32
+        if not 1e-37 < self.learning_rate < 3e38:  # the numbers of float32
             raise UserError(
-                f"learning_rate must be positive, from 1e-37 to 1e38, not {self.learning_rate}"
+                f"learning_rate must be positive and finite in float32, not {self.learning_rate}"
             )
         for name in ("num_members", "epochs", "batch_size"):
             if getattr(self, name) < 1:

@@ -65,6 +65,12 @@ ENSEMBLES = "selfens_jax/ensembles.py"
 CONVOLUTION = "selfens_jax/models/convolution.py"
 CERTIFY = "experiments/certify.py"
 COUNTING = "experiments/counting.py"
+TRAINED = "experiments/trained.py"
+DECISIONS = "experiments/decisions.py"
+ATTACK = "experiments/attack.py"
+MARGINS = "experiments/margins.py"
+TRAIN = "experiments/train.py"
+SEQUENTIAL = "selfens_jax/sequential.py"
 
 ENUMERATION = (
     "test_soundness.py::test_the_default_is_false_at_most_alpha_by_enumeration[{alpha}-60-2]"
@@ -79,6 +85,14 @@ MEAN = """\
 """
 SHARED_MASKS = "test_smoothing.py::test_every_row_and_draw_meets_the_same_masks"
 MEAN_LOGITS = "test_smoothing.py::test_the_vote_is_the_class_of_the_mean_logits"
+COUNTED = "test_recomputed.py::test_votes_are_those_of_single_draws"
+CERTIFICATES_OF_COUNTS = "test_recomputed.py::test_certificates_are_those_of_the_counts"
+STEPS_BY_HAND = "test_recomputed.py::test_a_training_is_that_of_single_steps"
+DECIDED = "test_recomputed_decisions.py::test_decisions_are_those_of_single_draws"
+CLIMBED = "test_recomputed_attack.py::test_the_series_are_those_of_single_steps"
+ATTACK_SHOWN = "test_recomputed_attack.py::test_the_record_and_the_figure_are_of_the_series"
+MARGINS_CHECKED = "test_recomputed_margins.py::test_the_check_is_that_of_the_formulas"
+HAIR = "test_recomputed_rounding.py::test_evidence_a_hair_above_alpha_decides_nothing"
 
 MUTATIONS = (
     # From counts to certificates
@@ -163,7 +177,7 @@ MUTATIONS = (
     Mutation(
         "fresh masks for every row",
         ENSEMBLES,
-        "masked = self.masks[members, None, :, None] * x\n",
+        "masked = self.masks[members, None, :, None] * x[None]\n",
         "tiled = jnp.tile(self.masks[members, None], (1, len(x), 1))\n"
         "        masked = x * jax.random.permutation(\n"
         "            jax.random.key(0), tiled, axis=2, independent=True\n"
@@ -173,7 +187,7 @@ MUTATIONS = (
     Mutation(
         "fresh masks for every size of batch",
         ENSEMBLES,
-        "masked = self.masks[members, None, :, None] * x\n",
+        "masked = self.masks[members, None, :, None] * x[None]\n",
         "fresh = jax.random.permutation(jax.random.key(len(x)), self.masks, axis=1)\n"
         "        masked = fresh[members, None, :, None] * x\n",
         (SHARED_MASKS,),
@@ -194,8 +208,8 @@ MUTATIONS = (
     Mutation(
         "noise not multiplied by sigma",
         SMOOTHING,
-        "self.series + self.sigma * noise",
-        "self.series + noise",
+        "self.series[None] + self.sigma * noise",
+        "self.series[None] + noise",
         (DISTRIBUTION,),
     ),
     Mutation(
@@ -376,6 +390,281 @@ MUTATIONS = (
         "            entry = Entry(tuple(values), 0.0)\n"
         "        entries[example] = entry",
         ("test_runs.py::test_damaged_votes_are_refused",),
+    ),
+    # The scripts: which value is handed to which function
+    Mutation(
+        "sigma rounded to the nearest float32",
+        SMOOTHING,
+        "sigma=_round_up(sigma),",
+        "sigma=np.float32(sigma),",
+        ("test_recomputed_rounding.py::test_the_noise_is_that_of_the_next_float32_above_sigma",),
+    ),
+    Mutation(
+        "a draw void only if all its logits are NaN",
+        SMOOTHING,
+        "~jnp.isnan(logits).any(axis=-1)",
+        "~jnp.isnan(logits).all(axis=-1)",
+        ("test_recomputed_rounding.py::test_a_draw_with_one_nan_logit_is_no_vote",),
+    ),
+    Mutation(
+        "the margin of evidence on the wrong side",
+        SEQUENTIAL,
+        '"greater") >= _MARGIN - math.log(alpha)',
+        '"greater") >= -_MARGIN - math.log(alpha)',
+        (HAIR,),
+    ),
+    Mutation(
+        "the margin of evidence for giving up on the wrong side",
+        SEQUENTIAL,
+        '"less") >= _MARGIN - math.log(alpha_futility)',
+        '"less") >= -_MARGIN - math.log(alpha_futility)',
+        (HAIR,),
+    ),
+    Mutation(
+        "the draws that chose the class are tested",
+        DECISIONS,
+        "job.count(some[still_open], start, stop - start)",
+        "job.count(some[still_open], start - edges[0], stop - start)",
+        (DECIDED,),
+    ),
+    Mutation(
+        "the class chosen by the draws that are tested first",
+        DECISIONS,
+        "selection, forwards = job.count(some, 0, edges[0])",
+        "selection, forwards = job.count(some, edges[0], edges[0])",
+        (DECIDED,),
+    ),
+    Mutation(
+        "the two levels of error swapped",
+        DECISIONS,
+        "sequential.begin(selection, p0, FLAGS.alpha, FLAGS.alpha_futility)",
+        "sequential.begin(selection, p0, FLAGS.alpha_futility, FLAGS.alpha)",
+        (DECIDED,),
+    ),
+    Mutation(
+        "decisions resumed at another level",
+        DECISIONS,
+        '        job.folder / f"decisions-{counting.short(settings)}",\n        settings,\n',
+        "        job.folder / f\"decisions-{counting.short({**settings, 'alpha': 0})}\",\n"
+        '        {**settings, "alpha": 0},\n',
+        ("test_recomputed_decisions.py::test_another_level_is_another_log", DECIDED),
+    ),
+    Mutation(
+        "the share of votes that noise of sigma 1 would need",
+        DECISIONS,
+        'sequential.certified_share(FLAGS.target_radius, config["sigma"])',
+        "sequential.certified_share(FLAGS.target_radius, 1.0)",
+        (DECIDED,),
+    ),
+    Mutation(
+        "forward passes of the last batch alone",
+        DECISIONS,
+        "forwards[still_open] += cost",
+        "forwards[still_open] = cost",
+        (DECIDED,),
+    ),
+    Mutation(
+        "the draws that chose the class not reported",
+        DECISIONS,
+        "draws = num_selection + tested",
+        "draws = tested",
+        (DECIDED,),
+    ),
+    Mutation(
+        "decisions beside the labels of the first series",
+        DECISIONS,
+        "labels[job.chosen], edges[0])",
+        "labels[: len(job.chosen)], edges[0])",
+        (DECIDED,),
+    ),
+    Mutation(
+        "certificates beside the labels of the first series",
+        CERTIFY,
+        "labels=labels[job.chosen].astype(np.int64)",
+        "labels=labels[: len(job.chosen)].astype(np.int64)",
+        (COUNTED,),
+    ),
+    Mutation(
+        "the first series instead of evenly spaced ones",
+        COUNTING,
+        "chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))",
+        "chosen = np.arange(FLAGS.num_examples or len(dataset.x_test))",
+        (COUNTED,),
+    ),
+    Mutation(
+        "--alpha not used",
+        CERTIFY,
+        "counted.counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound",
+        "counted.counts, sigma, interval=FLAGS.interval, bound=FLAGS.bound",
+        (CERTIFICATES_OF_COUNTS,),
+    ),
+    Mutation(
+        "--bound not used",
+        CERTIFY,
+        "counted.counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound",
+        "counted.counts, sigma, FLAGS.alpha, FLAGS.interval",
+        (CERTIFICATES_OF_COUNTS,),
+    ),
+    Mutation(
+        "radii for the sigma of the flags, not of the counts",
+        CERTIFY,
+        '    sigma = counted.settings["sigma"]\n',
+        "    sigma = FLAGS.sigma\n",
+        (CERTIFICATES_OF_COUNTS,),
+    ),
+    Mutation(
+        "the summary's radii for the sigma of the flags",
+        CERTIFY,
+        'np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * counted.settings["sigma"]',
+        "np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * FLAGS.sigma",
+        (CERTIFICATES_OF_COUNTS,),
+    ),
+    Mutation(
+        "labels and predictions swapped in the table",
+        CERTIFY,
+        "            names[label],\n            names[prediction],\n",
+        "            names[prediction],\n            names[label],\n",
+        (CERTIFICATES_OF_COUNTS,),
+    ),
+    Mutation(
+        "the accuracy beside the bar is of the first series",
+        CERTIFY,
+        "certified.prediction == labels[list(new)]",
+        "certified.prediction == labels[: len(new)]",
+        (CERTIFICATES_OF_COUNTS,),
+    ),
+    Mutation(
+        "votes under the noise of attacks",
+        COUNTING,
+        'stream(self.settings["noise_seed"], "certification")',
+        'stream(self.settings["noise_seed"], "attack")',
+        (COUNTED,),
+    ),
+    Mutation(
+        "an undecided draw costs its first members twice",
+        COUNTING,
+        "asked_all * (self.num_members - first)",
+        "asked_all * self.num_members",
+        (COUNTED, DECIDED),
+    ),
+    Mutation(
+        "--noise_seed not used",
+        TRAINED,
+        'config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed',
+        'config["seed"]',
+        (COUNTED,),
+    ),
+    Mutation(
+        "masks of the run's seed",
+        TRAINED,
+        'stream(mask_seed, "masks"), num_masks, dataset.length, keep)',
+        'stream(config["seed"], "masks"), num_masks, dataset.length, keep)',
+        (COUNTED,),
+    ),
+    Mutation(
+        "masks that keep the usual share",
+        TRAINED,
+        "num_masks, dataset.length, keep)",
+        "num_masks, dataset.length, 0.9)",
+        (COUNTED,),
+    ),
+    Mutation(
+        "the attack knows the noise it is judged under",
+        ATTACK,
+        'key=stream(settings["noise_seed"], "attack")',
+        'key=stream(settings["noise_seed"], "certification")',
+        (CLIMBED,),
+    ),
+    Mutation(
+        "attacked series judged under the noise of other examples",
+        ATTACK,
+        "            indices=chunk,\n        )\n        prediction",
+        "            indices=np.arange(len(chunk)),\n        )\n        prediction",
+        (CLIMBED,),
+    ),
+    Mutation(
+        "attacked series judged under noise that the attack has seen",
+        ATTACK,
+        'key=stream(settings["noise_seed"], "certification")',
+        'key=stream(settings["noise_seed"], "attack")',
+        (CLIMBED,),
+    ),
+    Mutation(
+        "noise in the attack on logits without noise",
+        ATTACK,
+        'sigma=settings["sigma"] if smoothed else 0.0',
+        'sigma=settings["sigma"]',
+        (CLIMBED,),
+    ),
+    Mutation(
+        "the attack moves away from the classes of the first series",
+        ATTACK,
+        "dataset.y_test[chunk],\n        epsilon=epsilon,",
+        "dataset.y_test[: len(chunk)],\n        epsilon=epsilon,",
+        (CLIMBED,),
+    ),
+    Mutation(
+        "--restarts not used",
+        ATTACK,
+        '        restarts=settings["restarts"],\n',
+        "",
+        (CLIMBED,),
+    ),
+    Mutation(
+        "the attack's gradients from as many draws as judge it",
+        ATTACK,
+        'num_draws=settings["attack_draws"] if smoothed else 1',
+        'num_draws=settings["num_draws"] if smoothed else 1',
+        (CLIMBED,),
+    ),
+    Mutation(
+        "the smallest attack's predictions as those before any",
+        ATTACK,
+        '"before": joined("prediction", 0.0)',
+        '"before": joined("prediction", settings["epsilons"][0])',
+        (CLIMBED,),
+    ),
+    Mutation(
+        "the example shown is one that the smallest epsilon fools",
+        ATTACK,
+        '(arrays["after"][-1] != labels)',
+        '(arrays["after"][0] != labels)',
+        (ATTACK_SHOWN,),
+    ),
+    Mutation(
+        "margins under the noise of other examples",
+        MARGINS,
+        "                    indices=chosen,\n",
+        "                    indices=np.arange(len(chosen)),\n",
+        ("test_recomputed_margins.py::test_the_logits_are_those_of_single_draws",),
+    ),
+    Mutation(
+        "the variance theory judged on the draws it was fitted to",
+        MARGINS,
+        "margins.measure(z_masked[half:], m)",
+        "margins.measure(z_masked[:half], m)",
+        (MARGINS_CHECKED,),
+    ),
+    Mutation(
+        "random masks of the run's seed",
+        MARGINS,
+        'config["seed"] if FLAGS.mask_seed is None else FLAGS.mask_seed',
+        'config["seed"]',
+        (MARGINS_CHECKED,),
+    ),
+    Mutation(
+        "--class_weights not used in training",
+        TRAIN,
+        "            class_weights=FLAGS.class_weights,\n",
+        "",
+        ("test_recomputed.py::test_the_record_of_a_training_says_what_was_asked", STEPS_BY_HAND),
+    ),
+    Mutation(
+        "networks finished with the statistics of the test series",
+        TRAIN,
+        "training.finish(run.trainer, x, run.states)",
+        "training.finish(run.trainer, np.resize(dataset.x_test, x.shape), run.states)",
+        (STEPS_BY_HAND,),
     ),
 )
 

@@ -36,7 +36,7 @@ def test_the_drawn_logits_are_the_counted_votes(num_draws):
 
 def test_draws_are_refused_as_counting_refuses_them():
     predict, x = tiny_ensemble()
-    with pytest.raises(UserError, match="sigma must be positive"):
+    with pytest.raises(UserError, match="sigma must be a number between 0 and inf"):
         smoothing.draw_logits(predict, x, sigma=0, num_draws=10, key=jax.random.key(0))
 
 

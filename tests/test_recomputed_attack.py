@@ -268,8 +268,9 @@ def test_the_record_and_the_figure_are_of_the_series(folder, name):
             f"{mean:.4f}",
         ]
     assert lines[-1] == f"  written to {file} (.json, .png)"
-    bar = re.findall(r"epsilon (\S+): (\S+) wrong", said.stderr)[-1]
-    assert bar == (f"{case.epsilons[-1]:g}", f"{rows[-1][1]:.1%}")
+    number = len(labels) * len({0.0, *case.epsilons})
+    bar = re.findall(r" (\d+)/(\d+) .*epsilon (\S+): (\S+) wrong", said.stderr)[-1]
+    assert bar == (str(number), str(number), f"{case.epsilons[-1]:g}", f"{rows[-1][1]:.1%}")
 
     headings = {
         f"epsilon {epsilon}: L2 norm {norms[shown]:.4g}, taken for {CLASSES[after[shown]]}": moved

@@ -26,8 +26,8 @@ from test_recomputed import (
     x_of,
 )
 
-CHOSEN, NUM_DRAWS, NUM_RANDOM = [0, 4, 8], 30, 6
-FLAGS = (*MC, *OF_MC, "--num_examples=3", "--num_draws=30", "--num_random_masks=6")
+CHOSEN, NUM_DRAWS, NUM_RANDOM = [0, 3, 6, 9], 30, 5
+FLAGS = (*MC, *OF_MC, "--num_examples=4", "--num_draws=30", "--num_random_masks=5")
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def check_by_hand(noisy, noisy_masked, clean, clean_masked) -> dict:
 
     mean, v_p, zeta, sigma_c = parts(second)
     ensembles = []
-    for m in (1, 2, 5):  # of the paper's 1, 2, 5, 10 and 20 those that 6 masks can make
+    for m in (1, 2, 5):  # of the paper's 1, 2, 5, 10 and 20 those that 5 masks can make
         p_a = 1.0
         for other in others:
             its_mean, its_v, its_zeta, its_sigma = parts(other)
@@ -144,7 +144,7 @@ def test_the_check_is_that_of_the_formulas(folder):
     x = x_of("test")[CHOSEN]
     noisy = member_logits(members, x, CHOSEN, NUM_DRAWS).astype(float)
     clean = np.stack([one(x) for one in members], axis=1).astype(float)
-    assert len(record["examples"]) == len(CHOSEN)
+    assert {found["second"] > found["top"] for found in record["examples"]} == {True, False}
     for index, found, with_noise, without in zip(
         CHOSEN, record["examples"], noisy, clean, strict=True
     ):
