@@ -653,6 +653,20 @@ MUTATIONS = (
         (MARGINS_CHECKED,),
     ),
     Mutation(
+        "the margin over another class than the second",
+        MARGINS,
+        "b = second - (second > top)",
+        "b = second - (second < top)",
+        (MARGINS_CHECKED,),
+    ),
+    Mutation(
+        "the ensemble of all random masks left out",
+        MARGINS,
+        "if m > FLAGS.num_random_masks:",
+        "if m >= FLAGS.num_random_masks:",
+        (MARGINS_CHECKED,),
+    ),
+    Mutation(
         "--class_weights not used in training",
         TRAIN,
         "            class_weights=FLAGS.class_weights,\n",

@@ -384,6 +384,23 @@ def test_help_names_the_flags(tmp_path):
         assert "--ensemble" in done.stdout
 
 
+@pytest.mark.parametrize("change", ["a vote more", "a class less"])
+def test_a_damaged_log_of_votes_is_refused_by_its_line(trained, change):
+    words = ("--dataset=own.npz", *CERTIFY[:2], "--num_draws=40", "--noise_seed=8")
+    call(trained, "certify", *words, "--num_examples=3")
+    (log,) = [p for p in results(trained, "votes-*.tsv") if '"noise_seed": 8' in p.read_text()]
+    lines = log.read_text().splitlines()
+    index, seconds, forwards, *votes = lines[2].split("\t")
+    if change == "a vote more":
+        votes[0] = str(int(votes[0]) + 1)
+    else:
+        votes = [str(sum(map(int, votes)))]
+    lines[2] = "\t".join([index, seconds, forwards, *votes])
+    log.write_text("\n".join(lines) + "\n")
+    assert f"{log.name} is damaged in line 3" in error_of(trained, "certify", *words)
+    log.unlink()
+
+
 def test_too_few_draws_are_refused_from_saved_counts_too(trained):
     call(trained, "certify", "--dataset=own.npz", *CERTIFY[:2], "--num_draws=11", "--num_masks=1")
     (counts,) = results(trained, "counts-n11-*.npz")
@@ -459,6 +476,7 @@ def test_decisions_at_a_target_radius(trained):
         (["--target_radius=1e9"], "no votes certify it"),
         (["--paper"], "leave out --target_radius"),
         (["--alpha_futility=0"], "--alpha_futility"),
+        (["--alpha_futility=1"], "--alpha_futility"),
     ],
 )
 def test_bad_targets_are_refused(trained, arguments, says):
