@@ -28,6 +28,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 INNER = (ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 SAYS = ("print", "say", "warn", "add_argument", "ArgumentParser")  # and DEFINE_...: for people
 HELP = ("help", "description", "epilog", "metavar")
+ASSURANCES = ("frozen", "strict", "stacklevel")  # a right program does the same without them
 
 FLIPS: dict[type[ast.AST], tuple[str, ...]] = {
     ast.Lt: ("<=", ">"),
@@ -187,7 +188,7 @@ def _dropped_keyword(text: _Text, node: ast.AST, scope: _Scope) -> Iterator[Edit
         start, stop = text.span(keyword)
         before = [span for span in spans if span[0] < start]
         after = [span for span in spans if span[0] > start]
-        if keyword.arg is None or keyword.arg in HELP:
+        if keyword.arg is None or keyword.arg in (*HELP, *ASSURANCES):
             continue
         if after:
             yield start, after[0][0], ""
@@ -437,6 +438,8 @@ def _touchable(node: ast.AST) -> Iterable[ast.AST]:
             return ()
         case ast.If(test=ast.Compare(left=ast.Name(id="__name__"))):
             return node.body
+        case ast.keyword() if node.arg in ASSURANCES:
+            return ()
         case ast.ExceptHandler() | ast.match_case():
             return node.body
         case ast.AnnAssign():

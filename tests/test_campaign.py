@@ -185,6 +185,14 @@ def test_samples_are_repeatable_even_and_in_proportion():
     assert sorted(f.id for f in everything) == sorted(f.id for f in faults)
 
 
+def test_what_only_assures_is_left_alone():
+    source = "import dataclasses\n\n\n@dataclasses.dataclass(frozen=True)\nclass A:\n    a: int\n"
+    source += "\n\ndef f(x, y):\n    return list(zip(x, y, strict=True))\n"
+    for fault in faults_made.faults(source, "a.py"):
+        changed = fault.diff.partition("[-")[2].partition("-]")[0]
+        assert changed not in ("frozen=True", "strict=True", ", strict=True", "True")
+
+
 def test_lines_limit_the_faults():
     faults = campaign.chosen_faults(ROOT, ["selfens_jax/metrics.py"], 0, 0, lines=(70, 80))
     assert faults

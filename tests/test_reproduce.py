@@ -462,10 +462,29 @@ def test_figures_of_curves_show_what_was_measured_and_say_what_was_not(tmp_path)
     make_run(tmp_path, dataclasses.replace(CELL, ensemble="mb"), [SURE] * 4)
     (sixth,) = figures.figure6(tmp_path, masked, SETTINGS, (0.5, 0.9))
     assert [axes.get_title() for axes in sixth.figure.axes] == ["mc"]
+    make_run(tmp_path, dataclasses.replace(CELL, ensemble="single"), [SURE, SURE, SURE, WRONG])
+    (sixth,) = figures.figure6(tmp_path, GRID, SETTINGS, (0.5, 0.9))
+    curves = {line.get_label(): line.get_ydata()[0] for line in sixth.figure.axes[0].lines}
+    assert curves == {"keep 0.5": 25, "keep 0.9": 50, "single": 75}
     (nothing,) = figures.figure4(tmp_path / "empty", GRID, SETTINGS)
     assert nothing.figure is None
     nothing.write(tmp_path)
     assert not (tmp_path / "figures").exists()
+
+
+def test_a_network_without_masks_has_its_rows_in_the_theory_table(tmp_path, monkeypatch):
+    margin = np.array([[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 2.0, 6.0]])
+    drawn = results.Margins(np.array([3, 7]), margin, margin, np.array([0.5, 0.75]), [])
+    monkeypatch.setattr(tables, "margins", lambda *_: drawn)
+    alone = dataclasses.replace(GRID, ensembles=("single",))
+    table, parts = tables.theory(tmp_path, alone, SETTINGS)
+    assert parts.rows == []
+    headings = [column.heading for column in table.columns]
+    rows = [dict(zip(headings, row, strict=True)) for row in table.rows]
+    assert [row["series"] for row in rows] == [3, 7]
+    assert [row["masks fixed, measured"] for row in rows] == pytest.approx([5 / 3, 4.0])
+    measured = [heading for heading in headings if heading.startswith("p_A, measured")]
+    assert [[row[heading] for heading in measured] for row in rows] == [[0.5], [0.75]]
 
 
 def test_the_report_needs_nothing_but_itself(tmp_path):
