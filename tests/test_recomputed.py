@@ -83,7 +83,7 @@ def script(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess
         env={**os.environ, "XLA_FLAGS": flags},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -663,7 +663,13 @@ HOWS = {
 @functools.cache
 def certified(folder: pathlib.Path) -> dict[str, subprocess.CompletedProcess]:
     """What certify.py said of each case, of two processes, and each other way of one's counts."""
-    both = (*CASES["masks"].flags, *OF_COUNTING, "--output_dir=two", "--num_processes=2")
+    both = (
+        *CASES["masks"].flags,
+        *OF_COUNTING,
+        "--output_dir=two",
+        "--num_processes=2",
+        "--wait=120",
+    )
     commands = {f"process {i}": ("certify", *both, f"--process_id={i}") for i in (1, 0)}
     commands |= {name: ("certify", *case.flags, *OF_COUNTING) for name, case in CASES.items()}
     said = run_all(folder, commands)
