@@ -52,7 +52,7 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
         asked.pop("keep", None)  # there is no mask whose share could differ
     file = run / "config.json"
     if file.exists():  # what is in use is not trained again meanwhile
-        cli.HELD.enter_context(locks.shared(lock_of(run), f"the training of {run}"))
+        cli.HELD.enter_context(locks.held(lock_of(run), f"the training of {run}", shared=True))
     if not file.exists() or not runs.is_finished(run):
         state = "is unfinished" if file.exists() else "does not exist"
         remedy = f"this trains it: {train_command()}"

@@ -12,29 +12,7 @@ from selfens_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def shared(path: pathlib.Path, what: str) -> Iterator[None]:
-    """Keeps others from holding the lock `path`, together with any number of processes.
-
-    In a folder where nothing can be written, nothing is locked.
-
-    Args, raises: as `held`.
-    """
-    try:
-        file = path.open("a+")
-    except OSError:
-        yield
-        return
-    with file:
-        locked = _locked(file, what, shared=True)
-        try:
-            yield
-        finally:
-            if locked and _locked(file, "", shared=False, refuse=False):  # nobody else shares it
-                path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def held(path: pathlib.Path, what: str) -> Iterator[None]:
+def held(path: pathlib.Path, what: str, shared: bool = False) -> Iterator[None]:
     """Holds the lock file `path`, which names this process and is gone afterwards.
 
     A file that a killed process left behind holds nobody up. Where the file system knows no locks
@@ -43,46 +21,58 @@ def held(path: pathlib.Path, what: str) -> Iterator[None]:
     Args:
       path: the lock file.
       what: the work that one process at a time may do, for the message: "<what> is being done by".
+      shared: together with any number of processes that share it, against those that do not. It
+        names nobody; in a folder where nothing can be written, nothing is locked.
 
     Raises:
       UserError: if another process, which it names, holds the lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        if not _locked(file, what):
+    try:
+        if not shared:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError:
+        if not shared:
+            raise
+        yield
+        return
+    with file:
+        free = _lock(file, shared)
+        if free is None:
             yield
             return
+        if not free:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(
+                f"{what} is being done by {holder}; wait until it has ended, or stop it"
+            )
         if not _is(path, file):  # its holder removed it between our opening and our locking it
-            with held(path, what):
+            with held(path, what, shared):
                 yield
             return
-        now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()} since {now}")
-        file.flush()
+        if not shared:
+            now = datetime.datetime.now().astimezone().isoformat(" ", "seconds")
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()} since {now}")
+            file.flush()
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            if not shared or _lock(file):  # nobody else shares it
+                path.unlink(missing_ok=True)
 
 
-def _locked(file: IO[str], what: str, shared: bool = False, refuse: bool = True) -> bool:
-    """Whether the file is locked now; False where the file system has no locks."""
+def _lock(file: IO[str], shared: bool = False) -> bool | None:
+    """Locks the file if it is free, and says whether; None where the file system has no locks."""
     try:
         import fcntl
 
-        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        if not refuse:
-            return False
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        raise UserError(
-            f"{what} is being done by {holder}; wait until it has ended, or stop it"
-        ) from None
-    except (ImportError, OSError):
         return False
+    except (ImportError, OSError):
+        return None
     return True
 
 
