@@ -62,7 +62,7 @@ def check_series(x) -> np.ndarray:
     if not np.isfinite(x).all():
         raise UserError("x contains NaN or infinity: nothing can be certified")
     with np.errstate(over="ignore"):
-        narrow = x.astype(np.float32)
+        narrow = x.astype(np.float32, copy=False)
     if not np.isfinite(narrow).all():
         raise UserError(f"x reaches {np.abs(x).max():g}, which float32 cannot hold: rescale it")
     return narrow

@@ -315,8 +315,9 @@ def finish(run: Path, variables: Any, history: Iterable[dict[str, float]]) -> No
     """
     write_history(run, history)
     save_tree(run / "checkpoint", variables)
+    written = digest(variables)
     try:
-        same = digest(load_tree(run / "checkpoint", variables)) == digest(variables)
+        same = digest(load_tree(run / "checkpoint", variables)) == written
         reason = "the checkpoint holds other numbers than were written"
     except UserError as error:
         same, reason = False, str(error.__cause__ or error).strip().split("\n")[0]
@@ -325,7 +326,7 @@ def finish(run: Path, variables: Any, history: Iterable[dict[str, float]]) -> No
         raise UserError(
             f"{run}: the trained network cannot be read back ({reason}); choose another --runs_dir"
         )
-    write_json(run / "checkpoint.json", {"sha256": digest(variables)})
+    write_json(run / "checkpoint.json", {"sha256": written})
     shutil.rmtree(run / "progress", ignore_errors=True)
 
 

@@ -123,11 +123,12 @@ def count_votes(
         unknown precision, num_draws, batch_size or draws_per_block below 1, a predict that returns
         anything else than logits (B, K) or whose rows depend on each other, or NaN from it.
     """
-    program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
-    rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
-    num_classes = program.check(draws.shape[1])
-    counts = np.zeros((len(program.x), num_classes), np.int64)
-    for some, votes in _calls(program, num_classes, _vote, rows, draws):
+    program = _program(
+        predict, x, sigma, key, batch_size, indices, draws_per_block, precision, mesh
+    )
+    rows, draws = _blocks(len(program.x), first_draw, num_draws, program.draws_per_block)
+    counts = np.zeros((len(program.x), program.num_classes), np.int64)
+    for some, votes in _calls(program, _vote, rows, draws):
         np.add.at(counts, rows[some], votes)
     return _without_loss(counts, num_draws, program.indices)
 
@@ -160,12 +161,13 @@ def count_consensus_votes(
     """
     if not isinstance(predict, Consensus):
         raise UserError("predict must be a consensus, which smoothing.consensus(ensemble, k) makes")
-    program = _program(predict, x, sigma, key, batch_size, indices, precision, mesh)
-    rows, draws = _blocks(len(program.x), first_draw, num_draws, draws_per_block)
-    num_classes = program.check(draws.shape[1])
-    counts = np.zeros((len(program.x), num_classes), np.int64)
+    program = _program(
+        predict, x, sigma, key, batch_size, indices, draws_per_block, precision, mesh
+    )
+    rows, draws = _blocks(len(program.x), first_draw, num_draws, program.draws_per_block)
+    counts = np.zeros((len(program.x), program.num_classes), np.int64)
     undecided = []
-    for some, (votes, asks, sums) in _calls(program, num_classes, _vote_of_first, rows, draws):
+    for some, (votes, asks, sums) in _calls(program, _vote_of_first, rows, draws):
         np.add.at(counts, rows[some], votes)
         block, place = np.nonzero(asks)
         undecided.append((rows[some][block], draws[some][block, place], sums[block, place]))
@@ -173,7 +175,7 @@ def count_consensus_votes(
 
     rows, (draws, sums) = _gathered(row, draw, first_sum)
     # Padding blocks cost as much as others, and few draws come here: few blocks in a call.
-    for some, votes in _calls(program, num_classes, _vote_of_all, rows, draws, sums, share=0.02):
+    for some, votes in _calls(program, _vote_of_all, rows, draws, sums, share=0.02):
         np.add.at(counts, rows[some], votes)
     asked_all = np.bincount(row, minlength=len(counts))
     return _without_loss(counts, num_draws, program.indices), asked_all
@@ -194,12 +196,11 @@ def draw_logits(
 
     Args, errors: as in `count_votes`.
     """
-    program = _program(predict, x, sigma, key, batch_size, indices, precision, None)
-    rows, draws = _blocks(len(program.x), 0, num_draws, None)
-    num_classes = program.check(draws.shape[1])
-    calls = _calls(program, num_classes, _mean_logits, rows, draws)
+    program = _program(predict, x, sigma, key, batch_size, indices, None, precision, None)
+    rows, draws = _blocks(len(program.x), 0, num_draws, program.draws_per_block)
+    calls = _calls(program, _mean_logits, rows, draws)
     logits = np.concatenate([logits for _, logits in calls])
-    return logits.reshape(len(program.x), -1, num_classes)[:, :num_draws]
+    return logits.reshape(len(program.x), -1, program.num_classes)[:, :num_draws]
 
 
 # What one block computes. draws: (B,) uint32, _NO_DRAW where padded.
@@ -257,20 +258,16 @@ class _Block:
 class _Program:
     """Everything that all blocks share."""
 
-    given: Any  # as the user gave it
-    predict: Any  # where its devices are
+    predict: Any
     x: np.ndarray
     indices: np.ndarray
     sigma: np.float32
     key: jax.Array
     batch_size: int
+    draws_per_block: int
+    num_classes: int
     precision: str
     mesh: Mesh | None
-
-    def check(self, draws_per_block: int) -> int:
-        """The number of classes of what is one classifier of single series, or a UserError."""
-        of_series = (self.given, self.x, float(self.sigma))
-        return check_classifier(*of_series, draws_per_block, self.precision)
 
 
 def _program(
@@ -280,13 +277,17 @@ def _program(
     key: jax.Array,
     batch_size: int | None,
     indices: np.ndarray | None,
+    draws_per_block: int | None,
     precision: str,
     mesh: Mesh | None,
 ) -> _Program:
     batch_size = default_batch_size() if batch_size is None else batch_size
+    if draws_per_block is None:
+        draws_per_block = default_draws_per_block()
     x, sigma = check_series(x), check_number("sigma", sigma, 0, np.inf)
     check_resolution(x, sigma)
     check_whole("batch_size", batch_size, 1)
+    check_whole("draws_per_block", draws_per_block, 1)
     indices = np.arange(len(x)) if indices is None else np.asarray(indices)
     whole = indices.shape == x.shape[:1] and indices.dtype.kind in "iu"
     if not whole or (indices < 0).any() or (indices >= 2**32).any():
@@ -295,18 +296,19 @@ def _program(
         raise UserError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     if mesh is not None and not (isinstance(mesh, Mesh) and len(mesh.axis_names) == 1):
         raise UserError("mesh must be a jax.sharding.Mesh of one axis")
-    given, key = as_pytree(predict), _check_key(key)
-    predict = given
+    predict, key = as_pytree(predict), _check_key(key)
+    num_classes = check_classifier(predict, x, sigma, draws_per_block, precision)
     if mesh is not None:  # weights may be bound to one device, as those of a checkpoint can be
         predict, key = jax.device_put((predict, key), NamedSharding(mesh, PartitionSpec()))
     return _Program(
-        given=given,
         predict=predict,
         x=x,
         indices=indices.astype(np.uint32),
         sigma=_round_up(sigma),
         key=key,
         batch_size=batch_size,
+        draws_per_block=draws_per_block,
+        num_classes=num_classes,
         precision=precision,
         mesh=mesh,
     )
@@ -316,13 +318,10 @@ def _program(
 
 
 def _blocks(
-    num_examples: int, first_draw: int, num_draws: int, draws_per_block: int | None
+    num_examples: int, first_draw: int, num_draws: int, draws_per_block: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Every example's draws in blocks: rows (blocks,) of examples and their draws (blocks, B)."""
-    if draws_per_block is None:
-        draws_per_block = default_draws_per_block()
     check_whole("num_draws", num_draws, 1)
-    check_whole("draws_per_block", draws_per_block, 1)
     check_whole("first_draw", first_draw, 0)
     if first_draw + num_draws > int(_NO_DRAW):
         raise UserError(f"draws must be numbered from 0 to below {_NO_DRAW}, not {first_draw}")
@@ -353,7 +352,6 @@ def _gathered(
 
 def _calls(
     program: _Program,
-    num_classes: int,
     compute: Callable,
     rows: np.ndarray,
     draws: np.ndarray,
@@ -398,7 +396,7 @@ def _calls(
                 program.key,
                 each,
                 compute=compute,
-                num_classes=num_classes,
+                num_classes=program.num_classes,
                 mesh=program.mesh,
             )
         in_flight.append((some, results))
