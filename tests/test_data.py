@@ -875,4 +875,5 @@ def test_one_warning(changes, parts):
 
 
 def test_large_constant_is_no_index():
-    data.from_arrays("toy", **(good_arrays() | ten(1e20)))  # 1e20 + 1 is 1e20
+    found = data.from_arrays("toy", **(good_arrays() | ten(1e20)))  # 1e20 + 1 is 1e20
+    assert len(found.x_train) == 10  # and no warning, which would be an error

@@ -1,14 +1,12 @@
 """Every script on 2, 3 and 8 devices: the results of one, from a run that is loaded from disk."""
 
 import json
-import os
 import shutil
-import subprocess
 
 import jax
 import numpy as np
 import pytest
-from test_scripts import RUN, command, make_npz, without_time
+from test_scripts import RUN, call, make_npz, without_time
 
 from selfens_jax import models, runs, smoothing
 
@@ -42,17 +40,7 @@ def trained(tmp_path_factory):
 def on_devices(number, folder, script, *arguments):
     quick_to_compile = "--xla_backend_optimization_level=0"
     flags = f"--xla_force_host_platform_device_count={number} {quick_to_compile}"
-    environment = {**os.environ, "XLA_FLAGS": flags}
-    done = subprocess.run(
-        command(script, *arguments),
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.replace(str(folder), "")
+    return call(folder, script, *arguments, XLA_FLAGS=flags).stdout.replace(str(folder), "")
 
 
 def results(folder):

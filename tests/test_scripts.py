@@ -25,9 +25,15 @@ def command(script, *arguments):
     return [sys.executable, str(ROOT / "experiments" / f"{script}.py"), *arguments]
 
 
-def call(folder, script, *arguments, status=0):
+def call(folder, script, *arguments, status=0, **environment):
+    """The finished script, run in the folder with these variables set as well."""
     done = subprocess.run(
-        command(script, *arguments), cwd=folder, capture_output=True, text=True, timeout=300
+        command(script, *arguments),
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
@@ -348,7 +354,6 @@ def test_benign_networks_are_trained_but_not_certified(tmp_path):
 def test_generated_data_are_never_mistaken_for_the_archives(tmp_path):
     # An empty cache and a dead proxy: neither the archive nor its copy can be had.
     environment = {
-        **os.environ,
         "XDG_DATA_HOME": str(tmp_path / "empty"),
         "https_proxy": "http://127.0.0.1:9",
         "http_proxy": "http://127.0.0.1:9",
@@ -358,15 +363,7 @@ def test_generated_data_are_never_mistaken_for_the_archives(tmp_path):
         ("train", ["--epochs=2"]),
         ("certify", ["--num_draws=100", "--num_examples=2"]),
     ):
-        done = subprocess.run(
-            command(script, *arguments, *more),
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr
+        done = call(tmp_path, script, *arguments, *more, **environment)
         assert done.stderr.count("NOT the archive's data") == 1
     assert "GENERATED" in done.stdout
     run = tmp_path / "runs/CBF/lstm_fcn/mc/sigma=0.5/seed=0"
