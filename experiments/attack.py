@@ -11,10 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import cli
 import numpy as np
-import trained
 from absl import flags
+from common import cli, trained
 from tqdm import tqdm
 
 from selfens_jax import attacks, data, locks, metrics, plots, runs, smoothing

@@ -23,14 +23,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import benchmark_tables
-import cli
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from benchmark_tables import Row
-from contenders import (
+from common import cli
+from comparison import tables
+from comparison.contenders import (
     CERTIFIERS,
     DATASETS,
     MEMBERS,
@@ -49,17 +48,18 @@ from contenders import (
     tune_certification,
     tune_training,
 )
+from comparison.tables import Row
 
 from selfens_jax import models, runs, training
 from selfens_jax.errors import UserError
 
 if torch is not None:
-    import torch_baseline
+    from comparison import torch_baseline
 
 SMOKE = {  # what --smoke sets, unless the flag is given
     "models": ["lstm_fcn"],
     "datasets": ["tiny"],
-    "what": list(benchmark_tables.PARTS),
+    "what": list(tables.PARTS),
     "num_draws": 40,
     "num_masks": 2,
     "repeats": 1,
@@ -74,7 +74,7 @@ cli.define_path(
 )
 cli.define_path("data_dir", None, "With --run_dir: a folder in the archive's layout.")
 flags.DEFINE_integer("consensus", 2, "With --run_dir: masks of the consensus measured beside.")
-flags.DEFINE_list("what", ["certify", "train"], f"Any of {', '.join(benchmark_tables.PARTS)}.")
+flags.DEFINE_list("what", ["certify", "train"], f"Any of {', '.join(tables.PARTS)}.")
 flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example.")
 flags.DEFINE_integer("num_masks", 5, "m, masks of the self-ensemble.")
 flags.DEFINE_integer("num_examples", 1, "Examples certified in each repeat.")
@@ -139,17 +139,17 @@ def main() -> None:
                 continue
             cli.say(f"{what}: {model}, {dataset}")
             rows += measures[what](model, dataset, clock)
-            benchmark_tables.write(path, rows, facts | clock.facts())
+            tables.write(path, rows, facts | clock.facts())
     except KeyboardInterrupt:
         cli.say("interrupted; what was measured is kept")
     if not rows:
         raise UserError("nothing was measured: the time limit is too short")
-    benchmark_tables.write(path, rows, facts | clock.facts())
+    tables.write(path, rows, facts | clock.facts())
     print(f"written to {path}.md (.csv, .png)")
 
 
 def check_flags() -> None:
-    parts = benchmark_tables.PARTS
+    parts = tables.PARTS
     for name, known in (("models", models.NAMES), ("datasets", DATASETS), ("what", parts)):
         for value in FLAGS[name].value:
             if value not in known:

@@ -12,12 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cli
-import counting
-import decisions
 import numpy as np
-import trained
 from absl import flags
+from common import cli, counting, decisions, trained
 
 from selfens_jax import certificates, metrics, plots, runs, smoothing
 from selfens_jax.errors import UserError

@@ -8,19 +8,18 @@ into the run directory. A killed command, started again, goes on and ends with t
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cli
 import jax
 import numpy as np
-import trained
 from absl import flags
-from plan import ENSEMBLE_SIZES
+from common import cli, trained
+from reproduction import theory
 from tqdm import tqdm
 
-from selfens_jax import data, locks, margins, masks, runs, smoothing
+from selfens_jax import data, locks, masks, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
@@ -30,6 +29,9 @@ for module in (cli, trained):
     flags.adopt_module_key_flags(module)
 flags.FLAGS.set_default("num_examples", 5)
 flags.DEFINE_integer("num_random_masks", 100, "Masks drawn to measure variances over masks.")
+flags.DEFINE_list(
+    "ensemble_sizes", ["1", "2", "5", "10", "20"], "Numbers of masks that the theory is held to."
+)
 FLAGS = flags.FLAGS
 
 
@@ -38,6 +40,7 @@ def main() -> None:
         raise UserError(f"--num_draws must be at least 4, not {FLAGS.num_draws}")
     if FLAGS.num_random_masks < 2:
         raise UserError(f"--num_random_masks must be at least 2, not {FLAGS.num_random_masks}")
+    sizes = cli.numbers(FLAGS, "ensemble_sizes", int, 1)
     run, config = trained.find_run(noisy=True)
     dataset = trained.load_data(run, config)
     chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
@@ -47,6 +50,7 @@ def main() -> None:
         "num_draws": FLAGS.num_draws,
         "indices": chosen.tolist(),
         "num_random_masks": FLAGS.num_random_masks,
+        **({"ensemble_sizes": sizes} if FLAGS["ensemble_sizes"].present else {}),
     }
     name = f"margins-n{FLAGS.num_draws}-{runs.digest(settings)[:10]}"
     folder = trained.output_folder(run)
@@ -55,7 +59,7 @@ def main() -> None:
         cli.say(f"{file} is there already")
         return
     with locks.held(folder / f".{name}.lock", f"the drawing of {file}"):
-        measure(config, dataset, predict, settings, chosen, file)
+        measure(config, dataset, predict, settings, chosen, sizes, file)
     print(file)
 
 
@@ -65,6 +69,7 @@ def measure(
     predict: smoothing.Predict,
     settings: dict[str, Any],
     chosen: np.ndarray,
+    sizes: Sequence[int],
     file: Path,
 ) -> None:
     """Draws logits, one file a pass, checks the theory on them, and writes both."""
@@ -94,7 +99,7 @@ def measure(
         if masked:
             parts = draw_parts(predict, config, dataset.x_test[chosen], draw)
             for example, *of_example in zip(examples, *parts, strict=True):
-                example |= check(*of_example)
+                example |= check(*of_example, sizes)
     runs.write_npz(
         file,
         indices=chosen,
@@ -137,24 +142,30 @@ def draw_parts(
 
 
 def check(
-    noisy: np.ndarray, noisy_masked: np.ndarray, clean: np.ndarray, clean_masked: np.ndarray
+    noisy: np.ndarray,
+    noisy_masked: np.ndarray,
+    clean: np.ndarray,
+    clean_masked: np.ndarray,
+    sizes: Sequence[int],
 ) -> dict[str, Any]:
     """Lemma 4.2 and Theorem 4.3 for one example: predictions from half of its draws, and what the
     other half shows. Variances are of the margin of A over B.
 
-    Args: one example's of what `draw_parts` returns.
+    Args:
+      sizes: numbers of masks.
+      others: one example's of what `draw_parts` returns.
     """
     half = len(noisy) // 2
-    top, second = margins.top_two(noisy_masked[:half].mean(axis=1))
+    top, second = theory.top_two(noisy_masked[:half].mean(axis=1))
     b = second - (second > top)  # the place of B among the other classes
-    z_noisy, z_masked = margins.of_class(noisy, top), margins.of_class(noisy_masked, top)
-    z_clean, z_clean_masked = margins.of_class(clean, top), margins.of_class(clean_masked, top)
-    estimated = margins.components(z_masked[:half], z_clean_masked)
+    z_noisy, z_masked = theory.of_class(noisy, top), theory.of_class(noisy_masked, top)
+    z_clean, z_clean_masked = theory.of_class(clean, top), theory.of_class(clean_masked, top)
+    estimated = theory.components(z_masked[:half], z_clean_masked)
     ensembles = []
-    for m in ENSEMBLE_SIZES:
+    for m in sizes:
         if m > FLAGS.num_random_masks:
             continue
-        seen = margins.measure(z_masked[half:], m)
+        seen = theory.measure(z_masked[half:], m)
         redrawn = None if seen.masks_redrawn is None else float(seen.masks_redrawn[b])
         ensembles.append(
             {

@@ -10,15 +10,10 @@ wrote. A killed call, started again, goes on; jobs that failed are tried again.
 import dataclasses
 from pathlib import Path
 
-import cli
-import figures
-import jobs
-import plan
-import report
-import results
-import tables
 from absl import flags
-from plan import Grid, Settings
+from common import cli
+from reproduction import figures, jobs, measured, plan, report, tables
+from reproduction.plan import Grid, Settings
 
 from selfens_jax import certificates, data, locks, masks, models, runs, training
 from selfens_jax.errors import UserError
@@ -180,7 +175,7 @@ def check_settings() -> Settings:
     given = {name: value for name, value in given.items() if value is not None}
     settings = dataclasses.replace(settings, **given)
     try:
-        certificates.check_budget(settings.num_draws, results.ALPHA, num_classes=2)
+        certificates.check_budget(settings.num_draws, measured.ALPHA, num_classes=2)
     except UserError as error:
         raise UserError(f"--num_draws: {error}") from None
     return settings

@@ -13,10 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import cli
 import numpy as np
-import trained
 from absl import flags
+from common import cli, trained
 from tqdm import tqdm
 
 from selfens_jax import data, locks, models, runs, training

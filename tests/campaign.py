@@ -85,7 +85,7 @@ def named_tests(root: Path, file: str) -> tuple[str, ...]:
 
     A script is named by a string that is its name, or that has its name with .py inside.
     """
-    sources = sorted([*root.glob("selfens_jax/**/*.py"), *root.glob("experiments/*.py")])
+    sources = sorted([*root.glob("selfens_jax/**/*.py"), *root.glob("experiments/**/*.py")])
     tests = {name: _names(root, root / "tests" / name) for name in mutations.test_files(root)}
     importers = {str(path.relative_to(root)): _names(root, path) for path in sources}
     wanted = {file}
@@ -101,10 +101,11 @@ def named_tests(root: Path, file: str) -> tuple[str, ...]:
 def _names(root: Path, path: Path) -> frozenset[str]:
     """The project's files that a file imports or, if it is a test, names as scripts."""
     scripts = {script.stem for script in root.glob("experiments/*.py")}
-    modules = {script: f"experiments/{script}.py" for script in scripts}
-    for source in root.glob("selfens_jax/**/*.py"):
+    modules = {}
+    for source in [*root.glob("selfens_jax/**/*.py"), *root.glob("experiments/**/*.py")]:
         inside = source.relative_to(root)
         parts = inside.parent.parts if inside.stem == "__init__" else inside.with_suffix("").parts
+        parts = parts[1:] if parts[0] == "experiments" else parts  # which is on the path of Python
         modules[".".join(parts)] = str(inside)
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):

@@ -64,9 +64,9 @@ RUNS = "selfens_jax/runs.py"
 ENSEMBLES = "selfens_jax/ensembles.py"
 CONVOLUTION = "selfens_jax/models/convolution.py"
 CERTIFY = "experiments/certify.py"
-COUNTING = "experiments/counting.py"
-TRAINED = "experiments/trained.py"
-DECISIONS = "experiments/decisions.py"
+COUNTING = "experiments/common/counting.py"
+TRAINED = "experiments/common/trained.py"
+DECISIONS = "experiments/common/decisions.py"
 ATTACK = "experiments/attack.py"
 MARGINS = "experiments/margins.py"
 TRAIN = "experiments/train.py"
@@ -641,8 +641,8 @@ MUTATIONS = (
     Mutation(
         "the variance theory judged on the draws it was fitted to",
         MARGINS,
-        "margins.measure(z_masked[half:], m)",
-        "margins.measure(z_masked[:half], m)",
+        "theory.measure(z_masked[half:], m)",
+        "theory.measure(z_masked[:half], m)",
         (MARGINS_CHECKED,),
     ),
     Mutation(

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import benchmark_tables
-import contenders
 import pytest
-from benchmark_tables import Row
+from comparison import contenders
+from comparison import tables as benchmark_tables
+from comparison.tables import Row
 
 from selfens_jax import models
 

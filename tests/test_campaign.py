@@ -134,7 +134,7 @@ def test_what_is_said_and_promised_stays():
 
 @pytest.fixture(scope="module")
 def sources() -> dict[str, str]:
-    files = sorted([*ROOT.glob("selfens_jax/**/*.py"), *ROOT.glob("experiments/*.py")])
+    files = sorted([*ROOT.glob("selfens_jax/**/*.py"), *ROOT.glob("experiments/**/*.py")])
     return {str(path.relative_to(ROOT)): path.read_text() for path in files}
 
 
@@ -204,7 +204,7 @@ def test_tests_that_name_a_file():
     assert "test_scripts.py" in campaign.named_tests(ROOT, "experiments/train.py")
     assert "test_models.py" not in campaign.named_tests(ROOT, "selfens_jax/runs.py")
     # No test imports or runs it: those of the scripts that import it.
-    assert "test_scripts.py" in campaign.named_tests(ROOT, "experiments/trained.py")
+    assert "test_scripts.py" in campaign.named_tests(ROOT, "experiments/common/trained.py")
     assert not set(mutations.LEFT_OUT) & set(mutations.test_files(ROOT))
 
 

@@ -4,11 +4,10 @@ import types
 from pathlib import Path
 
 import certify
-import counting
-import decisions
 import numpy as np
 import pytest
 from absl.testing import flagsaver
+from common import counting, decisions
 from scipy import stats
 from test_consensus import MASKS, SIGMA, Bilinear
 

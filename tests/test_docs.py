@@ -6,11 +6,11 @@ import math
 import pathlib
 import re
 
-import figure_certificate
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
+from studies import figure_certificate
 
 from selfens_jax.certificates import certify_counts, certify_counts_as_published, format_radius
 

@@ -8,9 +8,9 @@ import shutil
 import subprocess
 import time
 
-import cli
 import numpy as np
 import pytest
+from common import cli
 from test_scripts import RUN, command, make_npz, without_time
 
 from selfens_jax import locks, paths, runs

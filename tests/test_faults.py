@@ -6,12 +6,12 @@ import json
 from fractions import Fraction
 
 import certify
-import counting
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from absl.testing import flagsaver
+from common import counting
 from flax import linen as nn
 
 from selfens_jax import certificates, data, masks, smoothing, streams

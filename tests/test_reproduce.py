@@ -11,14 +11,9 @@ import subprocess
 import sys
 import time
 
-import figures
-import jobs
 import numpy as np
-import plan
 import pytest
-import report
-import results
-import tables
+from reproduction import figures, jobs, measured, plan, report, tables
 from scipy import stats
 
 from selfens_jax import runs
@@ -311,7 +306,7 @@ def test_table3_has_the_papers_number_ours_its_way_and_the_valid_one(tmp_path):
     largest = 0.4 * stats.norm.ppf(0.0005 ** (1 / 100))
     assert column(table, "ACR, valid")[1].mean == pytest.approx(largest / 2)
     assert column(table, "radius, paper") == [0.979, 0.979]
-    found = results.certified(tmp_path, CELL, SETTINGS)
+    found = measured.certified(tmp_path, CELL, SETTINGS)
     theirs = found.published.radius
     assert theirs[2] > 0  # it never abstains
     assert column(table, "radius, ours")[1].mean == pytest.approx(theirs.mean())
@@ -338,7 +333,7 @@ def test_what_an_ensemble_adds_is_the_mean_difference_on_the_same_series(tmp_pat
     # Series by series: 0, the largest, 0 (both abstain), 0 (one abstains, one is wrong).
     assert column(table, "ACR, valid") == [pytest.approx(largest / 4)]
     assert column(table, "s.e. (ACR)") == [pytest.approx(largest / 4)]  # sd largest / 2, 4 series
-    ours, alone = (results.certified(tmp_path, c, SETTINGS) for c in (CELL, single))
+    ours, alone = (measured.certified(tmp_path, c, SETTINGS) for c in (CELL, single))
     expected = ours.published_radius - alone.published_radius
     assert column(table, "radius, ours") == [pytest.approx(expected)]
     assert column(table, "radius, paper") == [0.0]  # 0.979 for both
@@ -380,15 +375,15 @@ def test_seeds_are_summed_up_as_mean_and_range(tmp_path):
 )
 def test_results_of_other_settings_are_not_shown(tmp_path, settings):
     make_run(tmp_path, CELL, [SURE] * 4)
-    assert results.certified(tmp_path, CELL, SETTINGS) is not None
-    assert results.certified(tmp_path, CELL, settings) is None
-    assert results.certified(tmp_path, CELL, SETTINGS, num_masks=2) is None
-    assert results.certified(tmp_path, dataclasses.replace(CELL, keep=0.5), SETTINGS) is None
+    assert measured.certified(tmp_path, CELL, SETTINGS) is not None
+    assert measured.certified(tmp_path, CELL, settings) is None
+    assert measured.certified(tmp_path, CELL, SETTINGS, num_masks=2) is None
+    assert measured.certified(tmp_path, dataclasses.replace(CELL, keep=0.5), SETTINGS) is None
     with np.load(tmp_path / CELL.run / "counts-1.npz") as file:
         arrays = {**file, "settings": np.array("{}")}
     runs.write_npz(tmp_path / CELL.run / "counts-1.npz", **arrays)
     with pytest.raises(UserError, match="is damaged"):
-        results.certified(tmp_path, CELL, SETTINGS)
+        measured.certified(tmp_path, CELL, SETTINGS)
 
 
 def test_table2_is_counted_in_the_data(tmp_path):
@@ -424,7 +419,7 @@ def test_table4_reads_the_rates_of_an_attack(tmp_path):
     assert table.texts()[4][-1] == "not measured"
     assert table.texts()[11][-4:] == ["39.0", "50.0", "+11.0", "25.0"]
     with pytest.raises(UserError, match="not written by"):
-        results.attack_rates({"attacks": [{}]})
+        measured.attack_rates({"attacks": [{}]})
 
 
 def test_the_bounds_of_figure2_lie_in_their_order(tmp_path):
@@ -474,7 +469,7 @@ def test_figures_of_curves_show_what_was_measured_and_say_what_was_not(tmp_path)
 
 def test_a_network_without_masks_has_its_rows_in_the_theory_table(tmp_path, monkeypatch):
     margin = np.array([[1.0, 2.0, 3.0, 4.0], [2.0, 2.0, 2.0, 6.0]])
-    drawn = results.Margins(np.array([3, 7]), margin, margin, np.array([0.5, 0.75]), [])
+    drawn = measured.Margins(np.array([3, 7]), margin, margin, np.array([0.5, 0.75]), [])
     monkeypatch.setattr(tables, "margins", lambda *_: drawn)
     alone = dataclasses.replace(GRID, ensembles=("single",))
     table, parts = tables.theory(tmp_path, alone, SETTINGS)
@@ -483,8 +478,8 @@ def test_a_network_without_masks_has_its_rows_in_the_theory_table(tmp_path, monk
     rows = [dict(zip(headings, row, strict=True)) for row in table.rows]
     assert [row["series"] for row in rows] == [3, 7]
     assert [row["masks fixed, measured"] for row in rows] == pytest.approx([5 / 3, 4.0])
-    measured = [heading for heading in headings if heading.startswith("p_A, measured")]
-    assert [[row[heading] for heading in measured] for row in rows] == [[0.5], [0.75]]
+    of_margins = [heading for heading in headings if heading.startswith("p_A, measured")]
+    assert [[row[heading] for heading in of_margins] for row in rows] == [[0.5], [0.75]]
 
 
 def test_the_report_needs_nothing_but_itself(tmp_path):

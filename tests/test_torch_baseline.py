@@ -23,7 +23,7 @@ def torch():
 
 @pytest.fixture(scope="module")
 def baseline(torch):
-    return importlib.import_module("torch_baseline")
+    return importlib.import_module("comparison.torch_baseline")
 
 
 def both(baseline, name, length, channels, seed=0):

@@ -31,7 +31,7 @@ from selfens_jax.models import convolution
 
 try:
     import torch
-    import torch_baseline
+    from comparison import torch_baseline
 except ModuleNotFoundError as error:
     if error.name != "torch":
         raise

@@ -7,12 +7,10 @@ draws, the files, and what is printed.
 import itertools
 from typing import Any
 
-import cli
-import counting
 import jax
 import numpy as np
-import trained
 from absl import flags
+from common import cli, counting, trained
 
 from selfens_jax import metrics, runs, sequential
 from selfens_jax.certificates import ABSTAIN

@@ -1,6 +1,6 @@
 """Nominal against true coverage of every way to turn counts into a certificate, as Markdown.
 
-    python experiments/interval_coverage.py
+    python experiments/studies/interval_coverage.py
 
 For every vector of counts of n draws over K classes the library certifies once; the rate of false
 certificates under class probabilities p is then a finite sum, without sampling error. A certificate

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from plan import EPSILONS, Cell, Grid, Settings, benign
-from results import (
+from reproduction.captions import NOT_MEASURED, described, series
+from reproduction.measured import (
     ALPHA,
     attack_rates,
     certified,
@@ -19,14 +19,13 @@ from results import (
     margins,
     paper_rows,
     paper_table3,
-    sources,
     training_seconds,
 )
+from reproduction.plan import EPSILONS, Cell, Grid, Settings, benign
 
 from selfens_jax import data, metrics, runs
 from selfens_jax.errors import UserError
 
-NOT_MEASURED = "not measured"
 NOT_IN_PAPER = "-"
 # Of the records of margins.py: the name of a number, its heading and form.
 PARTS = {
@@ -157,18 +156,6 @@ def difference(ours: Spread | None, paper: float | str) -> float | str | None:
     if isinstance(paper, str):
         return paper
     return None if ours is None else ours.mean - paper
-
-
-def described(results_dir: Path, grid: Grid, settings: Settings, what: str | None = None) -> str:
-    """The settings that a caption ends with; `what` was measured, by default certificates."""
-    if what is None:
-        what = f"{series(settings.num_examples)}, n = {settings.num_draws}, "
-    seeds = f"seed{'s' * (len(grid.seeds) > 1)} {', '.join(map(str, grid.seeds))}"
-    return f"{what}{settings.trained}, {seeds}.{sources(results_dir, grid.cells())}"
-
-
-def series(number: int | None) -> str:
-    return f"{'all' if number is None else number} test series"
 
 
 # The tables
@@ -413,7 +400,7 @@ def first_of(grid: Grid, cell: Cell) -> Cell:
 
 
 def theory(results_dir: Path, grid: Grid, settings: Settings) -> list[Table]:
-    """Lemma 4.2 and Theorem 4.3 against what was measured; see selfens_jax/margins.py."""
+    """Lemma 4.2 and Theorem 4.3 against what was measured; see theory.py."""
     parts, predictions = [], []
     for cell in grid.cells():
         of_cell = (cell.dataset, cell.model, cell.ensemble, cell.sigma, cell.seed)

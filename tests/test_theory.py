@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 from helpers import TinyNet, easy_problem, init
+from reproduction import theory
 from scipy import stats
 
-from selfens_jax import margins, smoothing
+from selfens_jax import smoothing
 from selfens_jax.errors import UserError
 
 
@@ -42,8 +43,8 @@ def test_draws_are_refused_as_counting_refuses_them():
 
 def test_margins_and_the_two_classes():
     logits = np.array([[0.0, 3.0, 1.0], [5.0, 6.0, 0.0], [9.0, 1.0, 2.0]])
-    assert margins.top_two(logits) == (1, 0)  # by votes, although class 0 has the higher mean
-    np.testing.assert_array_equal(margins.of_class(logits, 1), [[3, 2], [1, 6], [-8, -1]])
+    assert theory.top_two(logits) == (1, 0)  # by votes, although class 0 has the higher mean
+    np.testing.assert_array_equal(theory.of_class(logits, 1), [[3, 2], [1, 6], [-8, -1]])
 
 
 def correlated(n: int, masks: int, correlation: float, clean: float, seed: int = 0):
@@ -57,7 +58,7 @@ def correlated(n: int, masks: int, correlation: float, clean: float, seed: int =
 
 def test_the_components_are_those_the_margins_were_made_of():
     noisy, clean = correlated(20_000, 400, correlation=0.6, clean=0.5)
-    found = margins.components(noisy, clean)
+    found = theory.components(noisy, clean)
     assert found.mean == pytest.approx(1, abs=0.1)
     assert found.clean == pytest.approx(0.5, rel=0.25)
     assert found.perturbation == pytest.approx(2, rel=0.03)
@@ -70,8 +71,8 @@ def test_the_components_are_those_the_margins_were_made_of():
 @pytest.mark.parametrize("num_masks", [1, 4, 20])
 def test_measured_variances_agree_with_the_lemma_where_it_holds(num_masks):
     noisy, clean = correlated(20_000, 400, correlation=0.3, clean=0.5)
-    expected = margins.components(noisy, clean)
-    seen = margins.measure(noisy, num_masks)
+    expected = theory.components(noisy, clean)
+    seen = theory.measure(noisy, num_masks)
     assert seen.masks_fixed == pytest.approx(expected.variance(num_masks, False), rel=0.03)
     assert seen.masks_redrawn == pytest.approx(expected.variance(num_masks, True), rel=0.1)
     assert seen.masks_redrawn > seen.masks_fixed
@@ -80,15 +81,15 @@ def test_measured_variances_agree_with_the_lemma_where_it_holds(num_masks):
 
 def test_the_probability_is_a_product_over_classes():
     three = np.array([1.0, 2.0, -1.0])
-    found = margins.Components(three, np.zeros(3), np.full(3, 4.0), np.ones(3))
+    found = theory.Components(three, np.zeros(3), np.full(3, 4.0), np.ones(3))
     expected = stats.norm.cdf(0.5) * stats.norm.cdf(1.0) * stats.norm.cdf(-0.5)
     assert found.top_probability(7) == pytest.approx(expected)
 
 
 def test_one_ensemble_has_no_spread_over_masks():
     noisy, clean = correlated(50, 6, correlation=0.5, clean=0.1)
-    assert margins.measure(noisy, 4).masks_redrawn is None
+    assert theory.measure(noisy, 4).masks_redrawn is None
     with pytest.raises(UserError, match="no ensemble of 7"):
-        margins.measure(noisy, 7)
+        theory.measure(noisy, 7)
     with pytest.raises(UserError, match="at least 2 draws and 2 masks"):
-        margins.components(noisy[:, :1], clean[:1])
+        theory.components(noisy[:, :1], clean[:1])

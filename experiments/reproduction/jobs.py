@@ -22,12 +22,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import cli
+from common import cli
 
 from selfens_jax import runs
 from selfens_jax.errors import UserError
 
-CHECKOUT = Path(__file__).parents[1]
+CHECKOUT = Path(__file__).parents[2]
 DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
 GRACE = 60.0  # seconds that an interrupted script has to write down what it did
 

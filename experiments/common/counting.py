@@ -15,11 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cli
 import jax
 import numpy as np
-import trained
 from absl import flags
+from common import cli, trained
 from tqdm import tqdm
 
 from selfens_jax import data, locks, runs, smoothing

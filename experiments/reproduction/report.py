@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import jobs
-from figures import Drawing
-from plan import Settings
-from tables import NOT_MEASURED, Table, series
+from reproduction import jobs
+from reproduction.captions import NOT_MEASURED, series
+from reproduction.figures import Drawing
+from reproduction.plan import Settings
+from reproduction.tables import Table
 
 from selfens_jax import plots, runs
 

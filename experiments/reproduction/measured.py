@@ -10,15 +10,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import jobs
 import numpy as np
-from plan import NUM_MASKS, Cell, Settings, train
+from reproduction import jobs
+from reproduction.plan import NUM_MASKS, Cell, Settings, train
+from reproduction.theory import top_two
 
 from selfens_jax import certificates, metrics, runs
 from selfens_jax.errors import UserError
-from selfens_jax.margins import top_two
 
-PAPER = Path(__file__).parent / "paper"
+PAPER = Path(__file__).parents[1] / "paper"
 ALPHA = 0.001  # the paper's beta
 
 

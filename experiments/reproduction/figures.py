@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from plan import NUM_MASKS, Cell, Grid, Settings
-from results import ALPHA, Margins, certified, margins
+from reproduction.captions import NOT_MEASURED, described
+from reproduction.measured import ALPHA, Margins, certified, margins
+from reproduction.plan import NUM_MASKS, Cell, Grid, Settings
 from scipy import stats
-from tables import NOT_MEASURED, described
 
 from selfens_jax import certificates, masks, plots, runs
 

@@ -1,6 +1,6 @@
 """Draws docs/what_a_certificate_means.png: noise, votes, a radius, and what more draws buy.
 
-    python experiments/figure_certificate.py
+    python experiments/studies/figure_certificate.py
 
 Everything in it is computed: generated CBF series, a nearest-class-mean classifier as the base
 classifier, its votes under noise, the certificates of these votes. Seconds on one core.

@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs import Job
+from reproduction.jobs import Job
 
 from selfens_jax import data, masks, models, runs
 

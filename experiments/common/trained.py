@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import cli
 import jax
 import numpy as np
 from absl import flags
+from common import cli
 
 from selfens_jax import data, locks, masks, models, runs, smoothing
 from selfens_jax.errors import UserError
