@@ -16,7 +16,7 @@ from absl import flags
 from common import cli, trained
 from tqdm import tqdm
 
-from selfens_jax import attacks, data, locks, metrics, plots, runs, smoothing
+from selfens_jax import attacks, counting, data, locks, metrics, plots, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
@@ -55,11 +55,11 @@ def main() -> None:
             "--target=mean_logits attacks it"
         )
     dataset = trained.load_data(run, config)
-    chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
-    predict, classifier = trained.load_classifier(run, config, dataset)
+    chosen = counting.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
+    predict, classifier = trained.load_classifier(run)
     draws = {"attack_draws": FLAGS.attack_draws, "num_draws": FLAGS.num_draws}
     settings = {
-        **trained.settings_of(config, classifier),
+        **trained.shared_settings(config, classifier),
         "target": target,
         "epsilons": epsilons,
         "steps": FLAGS.steps,

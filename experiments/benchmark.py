@@ -349,7 +349,7 @@ def train(model: str, dataset: str, clock: Clock) -> list[Row]:
     x = case.series()
     y = np.arange(shape.num_train) % shape.num_classes
     trainer = training.Trainer(case.net, training.TrainConfig(), len(x))
-    steps_per_epoch, batch_size = trainer.steps_per_epoch, trainer.batch_size
+    steps_per_epoch, batch_size = trainer.steps_per_epoch, trainer.step.batch_size
     epochs = 1 if FLAGS.smoke else -(-10 // steps_per_epoch)
     steps = epochs * steps_per_epoch
     turns = FLAGS.repeats + 1  # the first compiles

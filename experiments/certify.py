@@ -7,22 +7,23 @@
 A killed command, started again, goes on and ends with the same files.
 """
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
-from common import cli, counting, decisions, trained
+from common import cli, decisions, processes, trained
 
-from selfens_jax import certificates, metrics, plots, runs, smoothing
+from selfens_jax import blocks, certificates, counting, metrics, plots, runs, smoothing
 from selfens_jax.errors import UserError
+from selfens_jax.runs import records
+from selfens_jax.runs.records import Counts
 
 cli.define_run_flags()
-for module in (trained, counting, decisions):
+for module in (trained, processes, decisions):
     module.define_flags()
-for module in (cli, trained, counting, decisions):
+for module in (cli, trained, processes, decisions):
     flags.adopt_module_key_flags(module)
 flags.DEFINE_float("alpha", 0.001, "Probability that a certificate is false, for each example.")
 flags.DEFINE_enum(
@@ -42,41 +43,73 @@ FLAGS = flags.FLAGS
 WITH_SAVED_COUNTS = ("from_counts", "output_dir", "compilation_cache")  # beside this file's own
 
 
-@dataclasses.dataclass(frozen=True)
-class Counts:
-    """The votes of one certification, and everything they depend on."""
-
-    indices: np.ndarray  # (N,) places in the test split
-    counts: np.ndarray  # (N, K)
-    labels: np.ndarray  # (N,) class indices
-    forwards: np.ndarray  # (N,) forward passes of a network
-    settings: dict[str, Any]
-    seconds: np.ndarray  # (N,) zero where unknown
-
-
 def main() -> None:
     check_flags()
     if FLAGS.from_counts is not None:
         path = Path(FLAGS.from_counts)
-        counted = read_counts(path)
+        counted = records.read_counts(path)
         check_budget(counted.settings["num_draws"], len(counted.settings["data"]["classes"]))
         folder = trained.output_folder(path.parent)
-        report(counted, certify(counted), folder, path.stem.removeprefix("counts-"))
-    elif FLAGS.target_radius is not None:
-        decisions.decide(counting.start_processes())
-    else:
-        counted, folder = count(counting.start_processes())
-        name = counts_name(counted)
-        write_counts(folder / f"counts-{name}.npz", counted)
-        report(counted, certify(counted), folder, name)
+        return write(counted, certify(counted), folder, path.stem.removeprefix("counts-"))
+    share = processes.start()
+    run, config = trained.find_run(noisy=True)
+    folder = trained.output_folder(run)
+    if FLAGS.target_radius is not None:
+        edges = decisions.check_budget(config["sigma"])
+        job = make_job(run, config, decisions.default_batch_size())
+        levels = (FLAGS.target_radius, FLAGS.alpha, FLAGS.alpha_futility)
+        show = decisions.beside_the_bar
+        decided = counting.decide_examples(job, edges, *levels, folder, share, show)
+        if decided is not None:
+            decisions.write(decided, folder, job.num_members)
+        return None
+    check_budget(FLAGS.num_draws, len(config["data"]["classes"]))
+    job = make_job(run, config, blocks.default_batch_size())
+    counted = counting.count_examples(job, FLAGS.num_draws, folder, share, Progress(job))
+    if counted is not None:
+        records.write_counts(folder, counted)
+        write(counted, certify(counted), folder, counted.name)
+    return None
+
+
+def make_job(run: Path, config: dict[str, Any], batch_size: int) -> counting.Job:
+    """What the flags ask of a run; `batch_size` if --batch_size is not given.
+
+    Raises:
+      UserError: if the flags contradict the run or each other.
+    """
+    if FLAGS.precision != "float32" and jax.default_backend() == "cpu":
+        raise UserError(f"--precision={FLAGS.precision}: a CPU computes in float32; leave it out")
+    dataset = trained.load_data(run, config)
+    chosen = counting.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
+    predict, classifier = trained.load_classifier(run)
+    if FLAGS.consensus is not None:
+        predict = smoothing.consensus(predict, FLAGS.consensus)
+        classifier["consensus"] = FLAGS.consensus
+    settings = {
+        **trained.shared_settings(config, classifier),
+        "draws_per_block": blocks.default_draws_per_block(),
+        "precision": FLAGS.precision,
+    }
+    return counting.Job(
+        x=dataset.x_test,
+        labels=dataset.y_test,
+        chosen=chosen,
+        predict=predict,
+        settings=settings,
+        batch_size=batch_size if FLAGS.batch_size is None else FLAGS.batch_size,
+        mesh=counting.local_mesh(),
+    )
 
 
 def check_flags() -> None:
     """Raises UserError for flags that do not fit together or lie outside their range."""
     if not 0 < FLAGS.alpha < 1:
         raise UserError(f"--alpha must be between 0 and 1, not {FLAGS.alpha}")
+    if FLAGS.num_draws < 1:
+        raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
     if FLAGS.from_counts is not None:
-        for module in (cli, trained, counting, decisions):
+        for module in (cli, trained, processes, decisions):
             for flag in FLAGS.flags_by_module_dict()[module.__name__]:
                 if flag.present and flag.name not in WITH_SAVED_COUNTS:
                     raise UserError(
@@ -105,110 +138,31 @@ def check_budget(num_draws: int, num_classes: int) -> None:
         raise UserError(f"--num_draws: {error}") from None
 
 
-# Counting
+class Progress:
+    """What stands beside the progress bar: the share certified, and correct, so far."""
 
+    def __init__(self, job: counting.Job) -> None:
+        self.job, self.done, self.right = job, 0, 0
 
-def count(processes: tuple[int, int]) -> tuple[Counts, Path]:
-    """Counts the votes of the run that the flags name, going on where an earlier call stopped."""
-    if FLAGS.num_draws < 1:
-        raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
-    run, config = trained.find_run(noisy=True)
-    check_budget(FLAGS.num_draws, len(config["data"]["classes"]))
-    job = counting.prepare(
-        run, config, smoothing.default_draws_per_block(), smoothing.default_batch_size()
-    )
-    settings = {**job.settings, "num_draws": FLAGS.num_draws}
-    labels, num_classes = job.dataset.y_test, job.dataset.num_classes
-
-    def measure(some: np.ndarray) -> list[tuple[int, ...]]:
-        counts, forwards = job.count(some, 0, FLAGS.num_draws)
-        return [tuple(map(int, row)) for row in np.column_stack([forwards, counts])]
-
-    done, certified_and_correct = 0, 0
-
-    def show(new: dict[int, runs.Entry]) -> str:
-        nonlocal done, certified_and_correct
-        if not new:
-            return ""
-        alpha = certificates.PAPER_ALPHA if FLAGS.paper else FLAGS.alpha
-        counts = np.array([entry.values[1:] for entry in new.values()])
-        certified = certificates.certify_counts(counts, settings["sigma"], alpha)
-        certified_and_correct += int((certified.prediction == labels[list(new)]).sum())
-        done += len(new)
-        return f"certified and correct {certified_and_correct / done:.1%}"
-
-    entries = counting.measure_examples(
-        processes,
-        job.folder / f"votes-{counting.short(settings)}",
-        settings,
-        lambda values: len(values) == 1 + num_classes and sum(values[1:]) == FLAGS.num_draws,
-        job.chosen,
-        max(1, job.batch_size // FLAGS.num_draws),
-        measure,
-        show,
-    )
-    values = np.array([entries[i].values for i in job.chosen])
-    return Counts(
-        indices=job.chosen,
-        counts=values[:, 1:],
-        labels=labels[job.chosen].astype(np.int64),
-        forwards=values[:, 0],
-        settings=settings,
-        seconds=np.array([entries[i].seconds for i in job.chosen]),
-    ), job.folder
-
-
-# Files
-
-
-def counts_name(counted: Counts) -> str:
-    settings = counted.settings
-    size = f"m{settings['num_masks']}-" if settings["ensemble"] in ("mb", "mc") else ""
-    return (
-        f"n{settings['num_draws']}-{size}{len(counted.indices)}ex-"
-        f"{counting.short([settings, counted.indices.tolist()])}"
-    )
-
-
-def write_counts(path: Path, counted: Counts) -> None:
-    runs.write_npz(
-        path,
-        indices=counted.indices,
-        counts=counted.counts,
-        labels=counted.labels,
-        forwards=counted.forwards,
-        settings=np.array(json.dumps(counted.settings, sort_keys=True)),
-    )
-
-
-def read_counts(path: Path) -> Counts:
-    arrays = runs.read_npz(path, ["indices", "counts", "labels", "forwards", "settings"])
-    try:
-        settings = json.loads(str(arrays.pop("settings")))
-        shape = (len(arrays["indices"]), len(settings["data"]["classes"]))
-        whole = arrays["counts"].shape == shape and arrays["labels"].shape == shape[:1]
-        whole &= arrays["forwards"].shape == shape[:1]
-        whole &= (arrays["counts"].sum(axis=1) == settings["num_draws"]).all()
-        whole &= np.isin(arrays["labels"], range(shape[1])).all()
-        whole &= {"sigma", "model", "ensemble"} <= settings.keys()
-        whole &= {"name", "source", "scaling"} <= settings["data"].keys()
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise UserError(f"{path} is damaged or was not written by certify.py")
-    return Counts(settings=settings, seconds=np.zeros(len(arrays["indices"])), **arrays)
+    def __call__(self, examples: np.ndarray, votes: np.ndarray) -> str:
+        prediction = certify_votes(votes, self.job.settings["sigma"]).prediction
+        self.done += len(examples)
+        self.right += int((prediction == self.job.labels[examples]).sum())
+        return f"certified and correct {self.right / self.done:.1%}"
 
 
 def certify(counted: Counts) -> certificates.Certificates:
-    sigma = counted.settings["sigma"]
+    return certify_votes(counted.counts, counted.settings["sigma"])
+
+
+def certify_votes(counts: np.ndarray, sigma: float) -> certificates.Certificates:
+    """The certificates of votes (N, K) that the flags ask for."""
     if FLAGS.paper:
-        return certificates.certify_counts_as_published(counted.counts, sigma)
-    return certificates.certify_counts(
-        counted.counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound
-    )
+        return certificates.certify_counts_as_published(counts, sigma)
+    return certificates.certify_counts(counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound)
 
 
-def report(counted: Counts, certified: certificates.Certificates, folder: Path, name: str) -> None:
+def write(counted: Counts, certified: certificates.Certificates, folder: Path, name: str) -> None:
     """Writes the certificates, their record and curve; prints what they come to."""
     settings, source = counted.settings, counted.settings["data"]
     if not FLAGS.paper and (FLAGS.interval, FLAGS.bound) == ("clopper_pearson", "cohen"):
@@ -219,49 +173,9 @@ def report(counted: Counts, certified: certificates.Certificates, folder: Path, 
     correct = certified.prediction == counted.labels
     table = summary(counted, certified)
 
-    names = cli.class_names(source)
-    rows = [["idx", "label", "predict", "radius", "correct", "time"]]
-    rows += [
-        [
-            str(index),
-            names[label],
-            names[prediction],
-            certificates.format_radius(radius),
-            str(int(right)),
-            runs.seconds_text(seconds),
-        ]
-        for index, label, prediction, radius, right, seconds in zip(
-            counted.indices,
-            counted.labels,
-            certified.prediction,
-            certified.radius,
-            correct,
-            counted.seconds,
-            strict=True,
-        )
-    ]
-    runs.write_bytes(folder / f"{stem}.tsv", runs.file_text(rows))
+    records.write_certificates(folder, stem, counted, certified, table, f"counts-{name}.npz")
     note = f"{certified.statement}; series: {cli.provenance(source)}"
-    runs.write_json(
-        folder / f"{stem}.json",
-        {
-            "statement": certified.statement,
-            "valid": certified.valid,
-            "alpha": certified.alpha,
-            "interval": certified.interval,
-            "bound": certified.bound,
-            "radius_units": f"L2 norm, in the units of the series (scaling: {source['scaling']})",
-            "num_examples": len(counted.indices),
-            "abstain": names[certificates.ABSTAIN],
-            "counts": f"counts-{name}.npz",
-            "settings": settings,
-            # JSON has no NaN (no correct prediction) and no infinity (Sison-Glaz): as text.
-            "summary": {
-                what: value if np.isfinite(value) else str(value) for what, value, _ in table
-            },
-        },
-    )
-    title = counting.title_of(settings, len(counted.indices))
+    title = counting.title(settings, len(counted.indices))
     curve = {f"n = {settings['num_draws']}": (certified.radius, correct)}
     runs.write_bytes(
         folder / f"{stem}.png", plots.certified_accuracy_curve(curve, title, note=note)

@@ -19,7 +19,7 @@ from common import cli, trained
 from reproduction import theory
 from tqdm import tqdm
 
-from selfens_jax import data, locks, masks, runs, smoothing
+from selfens_jax import counting, data, locks, masks, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
@@ -43,10 +43,10 @@ def main() -> None:
     sizes = cli.numbers(FLAGS, "ensemble_sizes", int, 1)
     run, config = trained.find_run(noisy=True)
     dataset = trained.load_data(run, config)
-    chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
-    predict, classifier = trained.load_classifier(run, config, dataset)
+    chosen = counting.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
+    predict, classifier = trained.load_classifier(run)
     settings = {
-        **trained.settings_of(config, classifier),
+        **trained.shared_settings(config, classifier),
         "num_draws": FLAGS.num_draws,
         "indices": chosen.tolist(),
         "num_random_masks": FLAGS.num_random_masks,

@@ -208,12 +208,12 @@ def train(together: list[Run], dataset: data.Dataset) -> None:
                 save()
                 last_save = time.monotonic()
     # Before the last states are saved: what cannot be finished is not to be gone on with.
-    finished = [models.stack(training.finish(run.trainer, x, run.states)) for run in together]
+    finished = [models.stack(training.recalibrated(run.trainer, x, run.states)) for run in together]
     if not all(run.saved for run in together):
         save()
     save_times()
     for run, variables in zip(together, finished, strict=True):
-        runs.finish(run.folder, variables, run.history)
+        runs.save_networks(run.folder, variables, run.history)
 
     for run in together:
         cli.say(

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfens_jax.classifiers import as_pytree
+from selfens_jax.classifiers import as_classifier
 from selfens_jax.ensembles import Predict, mean_logits
 from selfens_jax.errors import UserError, check_resolution, check_series
 
@@ -108,7 +108,7 @@ def pgd_l2(
         )
     if sigma > 0:
         check_resolution(x, sigma)
-    predict = as_pytree(predict)
+    predict = as_classifier(predict)
     # Only noise makes one draw differ from another.
     num_draws = num_draws if sigma > 0 else 1
     step_sizes = 2.5 * epsilon / steps if step_size is None else np.full_like(epsilon, step_size)
@@ -129,7 +129,7 @@ def prediction(predict: Predict, x: np.ndarray) -> np.ndarray:
     Raises:
       UserError: if a logit is NaN.
     """
-    logits = _in_blocks(partial(_logits, as_pytree(predict)), check_series(x))
+    logits = _in_blocks(partial(_logits, as_classifier(predict)), check_series(x))
     if np.isnan(logits).any():
         raise UserError("the network returned NaN: nothing can be predicted; train it again")
     return logits.argmax(axis=-1)

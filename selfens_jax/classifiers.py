@@ -5,49 +5,126 @@ its batch, or on anything else that changes, there is no such f, and a certifica
 without a sign.
 """
 
+import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from flax import linen as nn
+from flax import nnx
 
 from selfens_jax import models
-from selfens_jax.ensembles import Consensus, DeepEnsemble, Predict, SelfEnsemble, mean_logits
-from selfens_jax.errors import UserError
+from selfens_jax.ensembles import (
+    Consensus,
+    DeepEnsemble,
+    Network,
+    Predict,
+    SelfEnsemble,
+    mean_logits,
+)
+from selfens_jax.errors import UserError, check_whole
 
 _LOOKS = 2  # other orders, and other neighbours, that a classifier is shown
 
 
-def as_pytree(predict: Any) -> Predict:
-    """`predict` as an argument of compiled programs.
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class HostClassifier:
+    """A classifier of NumPy, PyTorch, Keras, scikit-learn or aeon, which JAX cannot compile.
 
-    A pytree stays as it is: its leaves are arguments. A plain function, or an object with its
+    function: maps float32 NumPy series (B, T, C) to scores (B, K), or to class indices (B,).
+    num_classes: K for class indices, which must lie below it.
+    """
+
+    function: Callable[[np.ndarray], Any]
+    num_classes: int = 256
+
+    def __call__(self, x: jax.Array | np.ndarray) -> np.ndarray:
+        """Scores (B, K), float32; of class indices, 1 for the class and 0 for the others."""
+        answer = self.function(np.array(x, np.float32))  # a copy, which it may change
+        if isinstance(answer, tuple | list | dict) or answer is None:
+            return answer  # `mean_logits` says what is wrong
+        scores = np.asarray(answer)
+        if scores.dtype.kind in "iu" and scores.shape == (len(x),):
+            return self._one_hot(scores)
+        return scores.astype(np.float32) if scores.dtype.kind == "f" else scores
+
+    def _one_hot(self, indices: np.ndarray) -> np.ndarray:
+        if (indices < 0).any() or (indices >= self.num_classes).any():
+            raise UserError(
+                f"predict returned class indices from {indices.min()} to {indices.max()}; they "
+                f"must be from 0 to below num_classes = {self.num_classes}"
+            )
+        return (indices[:, None] == np.arange(self.num_classes)).astype(np.float32)
+
+
+def as_classifier(
+    predict: Any, variables: Any = None, num_classes: int | None = None
+) -> Predict | HostClassifier:
+    """`predict` as something that blocks of draws can be shown to.
+
+    A pytree stays as it is: its leaves are arguments of compiled programs. A Linen module becomes
+    one with its variables, an NNX module with its state. A plain function, or an object with its
     weights inside, is compiled with what they are now, anew for each call of this function: JAX
     would go on with a program of weights that have changed since.
 
+    Args:
+      predict: see `certification.certify`.
+      variables: of a Linen module; None for anything else.
+      num_classes: for a function of the host that returns class indices.
+
     Raises:
-      UserError: if it cannot be called.
+      UserError: if it cannot be called, or its variables are missing.
     """
+    if isinstance(predict, nn.Module):
+        if variables is None:
+            raise UserError(
+                "a Flax Linen module has its weights apart: give them as variables=..., what "
+                "module.init returned or training.fit made of it"
+            )
+        return Network(predict, variables)
+    if variables is not None:
+        raise UserError("variables belong to a Flax Linen module; leave them out")
+    if num_classes is not None:
+        return HostClassifier(predict, check_whole("num_classes", num_classes, 2))
+    if isinstance(predict, nnx.Module):
+        graph, state = nnx.split(predict)
+        return jax.tree_util.Partial(_NnxCall(graph), state)
     if not callable(predict):
         raise UserError(
             f"predict must be a function of series (B, T, C), not of type {type(predict).__name__}"
         )
+    if isinstance(predict, HostClassifier):
+        return predict
     if jax.tree_util.all_leaves([predict]):
         return jax.tree_util.Partial(lambda x: predict(x))
     return predict
 
 
+@dataclasses.dataclass(frozen=True)
+class _NnxCall:
+    """An NNX module as a function of its state and of series; equal for equal graphs."""
+
+    graph: nnx.GraphDef
+
+    def __call__(self, state: Any, x: jax.Array) -> jax.Array:
+        return nnx.merge(self.graph, state)(x)
+
+
 def check_classifier(
-    predict: Predict, x: np.ndarray, sigma: float, batch: int, precision: str
-) -> int:
-    """Refuses what is not one classifier of single series; returns its number of classes.
+    predict: Predict | HostClassifier, x: np.ndarray, sigma: float, batch: int, precision: str
+) -> tuple[Predict | HostClassifier, int]:
+    """Refuses what is not one classifier of single series; returns it and its number of classes.
 
     The logits of a batch must stay as they are, up to rounding, when its rows change places and
     when some rows are replaced by others. That is looked at on one batch of the series under noise:
     what changes elsewhere only is not found. The networks of `models` are known to pass.
 
     Args:
-      predict: as `as_pytree` returns it.
+      predict: as `as_classifier` returns it; what JAX cannot compile is returned as a
+        `HostClassifier`.
       x: (N, T, C) float32 series.
       sigma: of the noise.
       batch: the number of rows in which it will be called.
@@ -56,18 +133,38 @@ def check_classifier(
     Raises:
       UserError: if it fails, does not return logits (batch, K) or is not such a classifier.
     """
-    shape = jax.ShapeDtypeStruct((batch, *x.shape[1:]), np.float32)
-    try:
-        num_classes = jax.eval_shape(_logits, predict, shape).shape[1]
-        ensemble = predict.ensemble if isinstance(predict, Consensus) else predict
-        known = isinstance(ensemble, SelfEnsemble | DeepEnsemble)
-        if len(x) and not (known and type(ensemble.model) in models.NAMES.values()):
+    shape = (batch, *x.shape[1:])
+    predict, num_classes = _traced_or_called(predict, shape)
+    ensemble = predict.ensemble if isinstance(predict, Consensus) else predict
+    known = isinstance(ensemble, SelfEnsemble | DeepEnsemble)
+    if len(x) and not (known and type(ensemble.model) in models.NAMES.values()):
+        try:
             _refuse_mixed_rows(predict, x, sigma, batch, precision)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's own function raises
+            raise UserError(_failure(shape, error)) from error
+    return predict, num_classes
+
+
+def _traced_or_called(
+    predict: Predict | HostClassifier, shape: tuple[int, ...]
+) -> tuple[Predict | HostClassifier, int]:
+    """The classifier, as one of the host if JAX cannot trace it, and its number of classes."""
+    if not isinstance(predict, HostClassifier):
+        try:
+            series = jax.ShapeDtypeStruct(shape, np.float32)
+            return predict, jax.eval_shape(_logits, predict, series).shape[1]
+        except UserError:
+            raise
+        except Exception:  # whatever a function says that is not for JAX's tracers
+            predict = HostClassifier(lambda x, inner=predict: inner(x))
+    try:
+        return predict, mean_logits(predict, np.zeros(shape, np.float32)).shape[1]
     except UserError:
         raise
-    except Exception as error:  # whatever the user's own function raises
-        raise UserError(_why_not(predict, shape, error)) from error
-    return num_classes
+    except Exception as error:
+        raise UserError(_failure(shape, error)) from error
 
 
 _logits = jax.jit(mean_logits)
@@ -76,9 +173,11 @@ _logits = jax.jit(mean_logits)
 def _refuse_mixed_rows(
     predict: Predict, x: np.ndarray, sigma: float, batch: int, precision: str
 ) -> None:
+    call = mean_logits if isinstance(predict, HostClassifier) else _logits
+
     def logits(rows: np.ndarray) -> np.ndarray:
         with jax.default_matmul_precision(precision):
-            return np.asarray(_logits(predict, rows.astype(np.float32)), np.float64)
+            return np.asarray(call(predict, rows.astype(np.float32)), np.float64)
 
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((1 + _LOOKS, batch, *x.shape[1:]))
@@ -106,19 +205,11 @@ def _refuse_mixed_rows(
             )
 
 
-def _why_not(predict: Predict, shape: jax.ShapeDtypeStruct, error: Exception) -> str:
-    """Why predict cannot be counted, in a line: it is no function for JAX, or it fails."""
+def _failure(shape: tuple[int, ...], error: Exception) -> str:
+    """In a line, that the user's function failed, and with what."""
     # The error of a callback is the last of many lines.
     lines = [line for line in str(error).splitlines() if re.match(r"\w+(Error|Exception)\b", line)]
     inner = "CpuCallback" in str(error) and lines
     said = " ".join((lines[-1] if inner else f"{type(error).__name__}: {error}").split())
     said = said if len(said) <= 160 else said[:157] + "..."
-    try:
-        jax.block_until_ready(predict(np.zeros(shape.shape, shape.dtype)))
-    except Exception:
-        return f"predict fails on float32 series {shape.shape}, (draws, time, channels): {said}"
-    return (
-        "predict works on arrays, but JAX cannot compile it; a function of NumPy or another "
-        "library is called through jax.pure_callback(predict, jax.ShapeDtypeStruct((len(x), "
-        f"num_classes), jnp.float32), x) and returns float32 NumPy logits ({said})"
-    )
+    return f"predict fails on float32 series {shape}, (draws, time, channels): {said}"

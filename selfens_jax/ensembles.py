@@ -6,6 +6,7 @@ compiled program takes them as arguments.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,18 @@ from selfens_jax import models
 from selfens_jax.errors import UserError
 
 Predict = Callable[[jax.Array], jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """predict: series (B, T, C) -> logits (B, K) of one Linen network in evaluation."""
+
+    model: nn.Module = dataclasses.field(metadata={"static": True})
+    variables: Any
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return models.evaluate(self.model, self.variables, x)
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +51,7 @@ class SelfEnsemble:
                 f"the masks are for {self.masks.shape[1]} time steps, the series have {x.shape[1]}"
             )
         masked = self.masks[members, None, :, None] * x[None]
-        return jax.vmap(lambda v: self.model.apply(self.variables, v, train=False))(masked)
+        return jax.vmap(lambda v: models.evaluate(self.model, self.variables, v))(masked)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.logits(x).mean(axis=0)
@@ -61,7 +74,7 @@ class DeepEnsemble:
         # Members written out one after another: on CPU, vmap over weights makes slow grouped
         # convolutions, and a loop over members would make their gradients (attacks) slow.
         chosen = models.unstack(self.stacked_variables)[members]
-        return jnp.stack([self.model.apply(variables, x, train=False) for variables in chosen])
+        return jnp.stack([models.evaluate(self.model, variables, x) for variables in chosen])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.logits(x).mean(axis=0)
@@ -151,6 +164,8 @@ def mean_logits(predict: Predict, x: jax.Array) -> jax.Array:
 def _remedy(logits: jax.Array | np.ndarray, num_series: int) -> str:
     """What is wrong with logits, as what to do about it; empty if nothing is."""
     shape = logits.shape
+    if logits.dtype.kind in "OSU":
+        return "return scores or, as class indices, np.searchsorted(classes, labels)"
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         return "return scores; labels are scored by jax.nn.one_hot(labels, num_classes)"
     if shape in ((num_series,), (num_series, 1)):

@@ -2,7 +2,7 @@
 
 Where nearly every draw votes for one class, a few dozen tell that the radius is above R. So draws
 arrive in batches, and two tests that are valid at any stopping time look at the votes after each.
-NumPy and SciPy on the host, like `certificates`; the loop over a device's batches is the caller's:
+NumPy and SciPy on the host, like `certificates`. `run_tests` is the loop over a device's batches:
 
     edges = batches()                                 # 20, 40, 60, ..., 120, 160, 200, ...
     state = begin(votes of the draws [0, edges[0]), certified_share(radius, sigma))
@@ -63,7 +63,9 @@ Shafer, Stat. Sci. 2023 (e-processes); Cohen, Rosenfeld, Kolter, ICML 2019.
 """
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 from scipy import special
@@ -131,6 +133,34 @@ def step(state: State, counts) -> State:
     # Without new votes a decided example is decided as before.
     decision = decide(successes, draws, state.p0, state.alpha, state.alpha_futility)
     return dataclasses.replace(state, successes=successes, draws=draws, decision=decision)
+
+
+def run_tests(
+    count: Callable[[np.ndarray, int, int], tuple[np.ndarray, np.ndarray]],
+    num_examples: int,
+    edges: tuple[int, ...],
+    p0: float,
+    alpha: float = 0.001,
+    alpha_futility: float | None = None,
+) -> tuple[State, np.ndarray]:
+    """Tests examples until each is decided, or the budget is used up.
+
+    count: maps (rows (M,) of examples, first draw, number of draws) to their votes (M, K) and
+        their cost (M,), such as forward passes.
+    edges: from ``batches``. p0, alpha, alpha_futility: as in ``begin``.
+
+    Returns the final state, and what each example (N,) cost.
+    """
+    selection, cost = count(np.arange(num_examples), 0, edges[0])
+    state = begin(selection, p0, alpha, alpha_futility)
+    for start, stop in itertools.pairwise(edges):
+        if not len(state.open):
+            break
+        still_open = state.open
+        counts, more = count(still_open, start, stop - start)
+        cost[still_open] += more
+        state = step(state, counts)
+    return state, cost
 
 
 def certified_share(radius: float, sigma: float) -> float:

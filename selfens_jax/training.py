@@ -1,7 +1,8 @@
 """Algorithm 1: train a classifier under Gaussian noise and random masks.
 
-    each step:  M <- a fresh mask for every series       (none for `single` and `de`)
-                theta <- theta - grad L(f_theta(M * (x + sigma * noise)), y)
+    for each batch (x, y):
+        noise ~ N(0, sigma^2 I), M <- a fresh mask for every series  (none for `single` and `de`)
+        theta <- theta - rate * grad L(f_theta(M * (x + noise)), y)              `train_step`
 
 Adam, with balanced class weights unless told otherwise; the learning rate halves when the training
 loss has not improved for 50 epochs. The test split takes no part. At the end the BatchNorm
@@ -12,6 +13,7 @@ averages over the last few small batches make the last model's accuracy swing.
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,16 +109,47 @@ Rows = list[dict[str, float]]  # of a run's history
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """Where a network's randomness comes from: what it does not share with those beside it."""
+class Noise:
+    """What a network does not share with those trained beside it."""
 
     key: jax.Array  # of its order, noise, masks and dropout, the same at every step
     sigma: jax.Array  # (), float32
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """All that a step of training depends on, but for its noise and data.
+
+    Hashable, and without sigma and seed: one compiled program serves them all.
+    """
+
+    model: nn.Module
+    ensemble: str
+    keep: float
+    num_examples: int
+    steps_per_epoch: int
+    batch_size: int
+    learning_rate: float
+    plateau_factor: float
+    plateau_patience: int
+    plateau_floor: float
+
+    @property
+    def optimizer(self) -> optax.GradientTransformationExtraArgs:
+        return optax.chain(
+            optax.adam(self.learning_rate),
+            optax.contrib.reduce_on_plateau(
+                factor=self.plateau_factor,
+                patience=self.plateau_patience,
+                min_scale=min(1.0, self.plateau_floor / self.learning_rate),
+                accumulation_size=self.steps_per_epoch,
+            ),
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """The fixed surroundings of a training run: hashable, so that jit compiles once for each."""
+    """The fixed surroundings of a training run."""
 
     model: nn.Module
     config: TrainConfig
@@ -126,33 +159,26 @@ class Trainer:
     def steps_per_epoch(self) -> int:
         return -(-self.num_examples // self.config.batch_size)
 
-    @property
-    def batch_size(self) -> int:
-        return -(-self.num_examples // self.steps_per_epoch)
-
-    def sources(self, name: str) -> tuple[Source, ...]:
+    def noise(self, name: str) -> tuple[Noise, ...]:
         """Each member's, of the stream `name`."""
         config = self.config
         keys = [stream(config.seed, name, member) for member in range(config.num_members)]
-        return tuple(Source(key, jnp.float32(config.sigma)) for key in keys)
+        return tuple(Noise(key, jnp.float32(config.sigma)) for key in keys)
 
     @property
-    def shared(self) -> "Trainer":
-        """Without sigma and seed, which sources have: one compiled program serves them all."""
-        config = dataclasses.replace(self.config, sigma=0.0, seed=0)
-        return dataclasses.replace(self, config=config)
-
-    @property
-    def optimizer(self) -> optax.GradientTransformationExtraArgs:
+    def step(self) -> Step:
         config = self.config
-        return optax.chain(
-            optax.adam(config.learning_rate),
-            optax.contrib.reduce_on_plateau(
-                factor=config.plateau_factor,
-                patience=config.plateau_patience,
-                min_scale=min(1.0, config.plateau_floor / config.learning_rate),
-                accumulation_size=self.steps_per_epoch,
-            ),
+        return Step(
+            model=self.model,
+            ensemble=config.ensemble,
+            keep=config.keep,
+            num_examples=self.num_examples,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=-(-self.num_examples // self.steps_per_epoch),
+            learning_rate=config.learning_rate,
+            plateau_factor=config.plateau_factor,
+            plateau_patience=config.plateau_patience,
+            plateau_floor=config.plateau_floor,
         )
 
 
@@ -168,10 +194,15 @@ def init_states(trainer: Trainer, x: np.ndarray) -> States:
 
     @jax.jit
     def init(key: jax.Array) -> TrainState:
-        variables = trainer.model.init(key, jnp.zeros((1, *x.shape[1:])))
-        params = variables["params"]
-        opt_state = trainer.optimizer.init(params)
-        return TrainState(jnp.int32(0), params, variables["batch_stats"], opt_state)
+        variables = dict(trainer.model.init(key, jnp.zeros((1, *x.shape[1:]))))
+        params, batch_stats = variables.pop("params", {}), variables.pop("batch_stats", {})
+        if variables:
+            raise UserError(
+                f"the network has the variables {', '.join(variables)}; what can be trained has "
+                "params, and batch_stats at most"
+            )
+        opt_state = trainer.step.optimizer.init(params)
+        return TrainState(jnp.int32(0), params, batch_stats, opt_state)
 
     seed = trainer.config.seed
     members = range(trainer.config.num_members)
@@ -179,9 +210,9 @@ def init_states(trainer: Trainer, x: np.ndarray) -> States:
 
 
 def train_step(
-    trainer: Trainer,
-    weights: jax.Array,
-    source: Source,
+    step: Step,
+    class_weights: jax.Array,
+    noise: Noise,
     state: TrainState,
     x: jax.Array,
     y: jax.Array,
@@ -189,50 +220,57 @@ def train_step(
     """One step of Algorithm 1 on the batch that `state.step` is due; pure.
 
     Args:
-      trainer: its sigma and seed are not used; the source has them.
-      weights: (K,) class weights.
+      class_weights: (K,), from `class_weights`.
       x: (N, T, C) and y (N,), the whole training split.
 
     Returns:
       The next state, and the step's loss, accuracy and learning rate.
     """
-    optimizer = trainer.optimizer
-    rows, inputs, dropout_key = _inputs(trainer, source, state.step, x)
+    rows, inputs, dropout_key = _inputs(step, noise, state.step, x)  # M * (x + sigma * noise)
     labels = y[rows]
 
     def loss_of(params: dict) -> tuple[jax.Array, tuple[jax.Array, dict]]:
-        logits, updated = trainer.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            inputs,
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": dropout_key},
-        )
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, batch_stats = _apply_in_training(step.model, variables, inputs, dropout_key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        loss = jnp.average(losses, weights=weights[labels])
-        return loss, (logits, updated["batch_stats"])
+        loss = jnp.average(losses, weights=class_weights[labels])
+        return loss, (logits, batch_stats)
 
     (loss, (logits, batch_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
         state.params
     )
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, value=loss)
+    updates, opt_state = step.optimizer.update(gradient, state.opt_state, state.params, value=loss)
     next_state = TrainState(
         state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state
     )
     metrics = {
         "loss": loss,
         "accuracy": (logits.argmax(axis=-1) == labels).mean(),
-        "learning_rate": trainer.config.learning_rate * opt_state[-1].scale,
+        "learning_rate": step.learning_rate * opt_state[-1].scale,
     }
     return next_state, metrics
 
 
-def noisy_masked(config: TrainConfig, source: Source, x: jax.Array) -> jax.Array:
+def noisy_masked(step: Step, noise: Noise, x: jax.Array) -> jax.Array:
     """M * (x + sigma * noise) with a fresh mask and noise for every series of x (B, T, C)."""
-    noise_key, mask_key = jax.random.split(source.key)
-    noisy = x + source.sigma * jax.random.normal(noise_key, x.shape)
-    mask = masks.draw(config.ensemble, mask_key, x.shape[0], x.shape[1], config.keep)
+    noise_key, mask_key = jax.random.split(noise.key)
+    noisy = x + noise.sigma * jax.random.normal(noise_key, x.shape)
+    mask = masks.draw(step.ensemble, mask_key, x.shape[0], x.shape[1], step.keep)
     return mask[:, :, None] * noisy
+
+
+def _apply_in_training(
+    model: nn.Module, variables: Variables, inputs: jax.Array, dropout_key: jax.Array
+) -> tuple[jax.Array, dict]:
+    """Logits (B, K) in training, and the batch statistics after them; {} without BatchNorm."""
+    logits, updated = model.apply(
+        variables,
+        inputs,
+        **({"train": True} if models.takes_train(model) else {}),
+        mutable=["batch_stats"],
+        rngs={"dropout": dropout_key},
+    )
+    return logits, updated.get("batch_stats", {})
 
 
 def train(
@@ -271,20 +309,19 @@ def train_side_by_side(
         if a loss or a weight is no finite number, before anything of that epoch is handed on.
     """
     flat = tuple(state for members in states for state in members)
-    (shared, *others), steps = {t.shared for t in trainers}, {int(s.step) for s in flat}
-    if others or len(steps) > 1:
+    configs = [dataclasses.replace(t.config, sigma=0.0, seed=0) for t in trainers]
+    (step, *others), steps = {t.step for t in trainers}, {int(s.step) for s in flat}
+    if others or len(set(configs)) > 1 or len(steps) > 1:
         raise UserError("runs trained side by side may differ in sigma and seed only")
-    kind = shared.config.class_weights
-    weights = jnp.asarray(class_weights(y, shared.model.num_classes, kind))
+    config = configs[0]
+    weights = jnp.asarray(class_weights(y, _num_classes(step.model, x, y), config.class_weights))
     x, y = jnp.asarray(x), jnp.asarray(y)
-    sources = tuple(source for t in trainers for source in t.sources("training"))
-    members = shared.config.num_members
-    done = steps.pop() // shared.steps_per_epoch
-    while done < shared.config.epochs:
-        epochs = min(epochs_per_report, shared.config.epochs - done)
-        flat, metrics = _advance(
-            shared, weights, sources, flat, x, y, epochs * shared.steps_per_epoch
-        )
+    noise = tuple(of_member for t in trainers for of_member in t.noise("training"))
+    members = config.num_members
+    done = steps.pop() // step.steps_per_epoch
+    while done < config.epochs:
+        epochs = min(epochs_per_report, config.epochs - done)
+        flat, metrics = _advance(step, weights, noise, flat, x, y, epochs * step.steps_per_epoch)
         runs = [slice(run * members, (run + 1) * members) for run in range(len(trainers))]
         reports = [
             (flat[run], _rows({name: metrics[name][run] for name in metrics}, done, epochs))
@@ -338,7 +375,23 @@ def _rows(metrics: dict[str, np.ndarray], done: int, epochs: int) -> Rows:
     ]
 
 
-def finish(trainer: Trainer, x: np.ndarray, states: States) -> tuple[Variables, ...]:
+def _num_classes(model: nn.Module, x: np.ndarray, y: np.ndarray) -> int:
+    """The number of logits that a network answers series x with.
+
+    Raises:
+      UserError: if a label has no logit.
+    """
+    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32)
+    shape = jax.eval_shape(lambda v: model.init_with_output(jax.random.key(0), v)[0], one).shape
+    if len(shape) != 2 or shape[1] <= int(np.max(y)):
+        raise UserError(
+            f"the network answers a series with an array of shape {shape[1:]}; needed is one logit "
+            f"for each class, of which there are {int(np.max(y)) + 1}"
+        )
+    return shape[1]
+
+
+def recalibrated(trainer: Trainer, x: np.ndarray, states: States) -> tuple[Variables, ...]:
     """Each member's final variables: its weights, with BatchNorm statistics estimated again.
 
     The statistics are averages over `recalibration_passes` noisy, masked batches of the training
@@ -348,20 +401,38 @@ def finish(trainer: Trainer, x: np.ndarray, states: States) -> tuple[Variables, 
       UserError: if a weight or statistic is not a finite number.
     """
     passes = trainer.config.recalibration_passes
-    if not passes:
+    if not passes or not jax.tree.leaves(states[0].batch_stats):
         return tuple(state.variables for state in states)
     x = jnp.asarray(x)
+    momentum = _batch_norm_momentum(trainer.model, states[0], x[:1])
     finished = []
-    for source, state in zip(trainer.sources("recalibration"), states, strict=True):
+    for noise, state in zip(trainer.noise("recalibration"), states, strict=True):
         total = jax.tree.map(jnp.zeros_like, state.batch_stats)
-        for step in range(passes):
+        for number in range(passes):
             total = _add_batch_stats(
-                trainer.shared, total, state.params, x, source, jnp.int32(step)
+                trainer.step, momentum, total, state.params, x, noise, jnp.int32(number)
             )
         batch_stats = jax.tree.map(lambda leaf: leaf / passes, total)
         finished.append({"params": state.params, "batch_stats": batch_stats})
     check_finite(finished, "the trained network", "lower the learning rate")
     return tuple(finished)
+
+
+def _batch_norm_momentum(model: nn.Module, state: TrainState, x: jax.Array) -> tuple[float, ...]:
+    """What each statistic keeps of its old value in a step, in the order of the tree's leaves."""
+    if type(model) in models.NAMES.values():
+        return (BATCH_NORM_MOMENTUM,) * len(jax.tree.leaves(state.batch_stats))
+
+    @jax.jit
+    def updated(params: dict, stats: dict) -> list[jax.Array]:
+        variables, zeros = {"params": params, "batch_stats": stats}, jnp.zeros_like(x)
+        return jax.tree.leaves(_apply_in_training(model, variables, zeros, jax.random.key(0))[1])
+
+    # The update, momentum * old + (1 - momentum) * batch, is linear in the old value.
+    zeros, ones = (jax.tree.map(of, state.batch_stats) for of in (jnp.zeros_like, jnp.ones_like))
+    before, after = updated(state.params, zeros), updated(state.params, ones)
+    kept = [np.mean(np.asarray(b) - np.asarray(a)) for a, b in zip(before, after, strict=True)]
+    return tuple(round(float(value), 6) for value in kept)
 
 
 def fit(
@@ -377,39 +448,39 @@ def fit(
     for latest, rows in train(trainer, x, y, states):
         states = latest
         history += rows
-    return finish(trainer, x, states), history
+    return recalibrated(trainer, x, states), history
 
 
 def _inputs(
-    trainer: Trainer, source: Source, step: jax.Array, x: jax.Array
+    step: Step, noise: Noise, number: jax.Array, x: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """A step's rows of x, what the network is shown of them, and the step's key for dropout."""
-    order_key, step_key = (jax.random.fold_in(source.key, number) for number in (0, 1))
-    rows = _batch_rows(trainer, order_key, step)
-    inputs_key, dropout_key = jax.random.split(jax.random.fold_in(step_key, step))
-    of_step = dataclasses.replace(source, key=inputs_key)
-    return rows, noisy_masked(trainer.config, of_step, x[rows]), dropout_key
+    order_key, step_key = (jax.random.fold_in(noise.key, which) for which in (0, 1))
+    rows = _batch_rows(step, order_key, number)
+    inputs_key, dropout_key = jax.random.split(jax.random.fold_in(step_key, number))
+    this_step = dataclasses.replace(noise, key=inputs_key)
+    return rows, noisy_masked(step, this_step, x[rows]), dropout_key
 
 
-def _batch_rows(trainer: Trainer, key: jax.Array, step: jax.Array) -> jax.Array:
+def _batch_rows(step: Step, key: jax.Array, number: jax.Array) -> jax.Array:
     # Each epoch is a new permutation cut into equal batches. Where they do not divide evenly, the
     # last is filled from the start of the permutation, so every series is seen every epoch.
-    epoch, position = step // trainer.steps_per_epoch, step % trainer.steps_per_epoch
-    order = jax.random.permutation(jax.random.fold_in(key, epoch), trainer.num_examples)
-    rows = position * trainer.batch_size + jnp.arange(trainer.batch_size)
-    return order[rows % trainer.num_examples]
+    epoch, position = number // step.steps_per_epoch, number % step.steps_per_epoch
+    order = jax.random.permutation(jax.random.fold_in(key, epoch), step.num_examples)
+    rows = position * step.batch_size + jnp.arange(step.batch_size)
+    return order[rows % step.num_examples]
 
 
 def _advance(
-    trainer: Trainer,
-    weights: jax.Array,
-    sources: tuple[Source, ...],
+    step: Step,
+    class_weights: jax.Array,
+    noise: tuple[Noise, ...],
     states: States,
     x: jax.Array,
     y: jax.Array,
-    steps: int,
+    number: int,
 ) -> tuple[States, dict[str, np.ndarray]]:
-    """Runs `steps` steps of every network; metrics (networks, steps).
+    """Runs `number` steps of every network; metrics (networks, steps).
 
     The one place that decides how steps are batched into compiled calls. XLA's CPU backend runs
     the gradient of a convolution 24 to 60 times slower inside any control flow, and grouped
@@ -418,55 +489,54 @@ def _advance(
     """
     if jax.default_backend() == "cpu":
         ends, metrics = [], []
-        for source, state in zip(sources, states, strict=True):
-            of_network = []
-            for _ in range(steps):
-                state, of_step = _compiled_step(trainer, weights, source, state, x, y)
-                of_network.append(of_step)
+        for of_network, state in zip(noise, states, strict=True):
+            rows = []
+            for _ in range(number):
+                state, row = _compiled_step(step, class_weights, of_network, state, x, y)
+                rows.append(row)
             ends.append(state)
-            metrics.append(jax.tree.map(lambda *leaves: np.stack(leaves), *of_network))
+            metrics.append(jax.tree.map(lambda *leaves: np.stack(leaves), *rows))
         return tuple(ends), jax.tree.map(lambda *leaves: np.stack(leaves), *metrics)
     stacked, metrics = _scanned_steps(
-        trainer, weights, models.stack(sources), models.stack(states), x, y, steps
+        step, class_weights, models.stack(noise), models.stack(states), x, y, number
     )
     return models.unstack(stacked), jax.tree.map(np.asarray, metrics)
 
 
-_compiled_step: Callable = jax.jit(train_step, static_argnums=0)
+_compiled_step: Callable[..., Any] = jax.jit(train_step, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=(0, 6))
 def _scanned_steps(
-    trainer: Trainer,
-    weights: jax.Array,
-    sources: Source,
+    step: Step,
+    class_weights: jax.Array,
+    noise: Noise,
     stacked: TrainState,
     x: jax.Array,
     y: jax.Array,
-    steps: int,
+    number: int,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    def of_network(source: Source, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+    def one_network(noise: Noise, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
         return jax.lax.scan(
-            lambda s, _: train_step(trainer, weights, source, s, x, y), state, length=steps
+            lambda s, _: train_step(step, class_weights, noise, s, x, y), state, length=number
         )
 
-    return jax.vmap(of_network)(sources, stacked)
+    return jax.vmap(one_network)(noise, stacked)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=(0, 1))
 def _add_batch_stats(
-    trainer: Trainer, total: dict, params: dict, x: jax.Array, source: Source, step: jax.Array
+    step: Step,
+    momentum: tuple[float, ...],
+    total: dict,
+    params: dict,
+    x: jax.Array,
+    noise: Noise,
+    number: jax.Array,
 ) -> dict:
-    _, inputs, dropout_key = _inputs(trainer, source, step, x)
+    _, inputs, dropout_key = _inputs(step, noise, number, x)
     # BatchNorm's update is momentum * old + (1 - momentum) * batch; from zeros, the batch's part.
     variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)}
-    _, updated = trainer.model.apply(
-        variables,
-        inputs,
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": dropout_key},
-    )
-    return jax.tree.map(
-        lambda t, u: t + u / (1 - BATCH_NORM_MOMENTUM), total, updated["batch_stats"]
-    )
+    _, updated = _apply_in_training(step.model, variables, inputs, dropout_key)
+    kept = jax.tree.unflatten(jax.tree.structure(total), momentum)
+    return jax.tree.map(lambda t, u, m: t + u / (1 - m), total, updated, kept)

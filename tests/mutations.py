@@ -60,13 +60,16 @@ CERTIFICATES = "selfens_jax/certificates.py"
 SMOOTHING = "selfens_jax/smoothing.py"
 TRAINING = "selfens_jax/training.py"
 METRICS = "selfens_jax/metrics.py"
-RUNS = "selfens_jax/runs.py"
+LOGS = "selfens_jax/runs/logs.py"
+RECORDS = "selfens_jax/runs/records.py"
+RUN = "selfens_jax/runs/run.py"
+BLOCKS = "selfens_jax/blocks.py"
+CERTIFICATION = "selfens_jax/certification.py"
 ENSEMBLES = "selfens_jax/ensembles.py"
 CONVOLUTION = "selfens_jax/models/convolution.py"
 CERTIFY = "experiments/certify.py"
-COUNTING = "experiments/common/counting.py"
+COUNTING = "selfens_jax/counting.py"
 TRAINED = "experiments/common/trained.py"
-DECISIONS = "experiments/common/decisions.py"
 ATTACK = "experiments/attack.py"
 MARGINS = "experiments/margins.py"
 TRAIN = "experiments/train.py"
@@ -161,7 +164,7 @@ MUTATIONS = (
     ),
     Mutation(
         "radius rounded to nearest in the file",
-        CERTIFY,
+        RECORDS,
         "certificates.format_radius(radius),",
         'f"{radius:.6f}",',
         ("test_faults.py::test_radii_in_the_file_are_rounded_down",),
@@ -207,30 +210,31 @@ MUTATIONS = (
     ),
     Mutation(
         "noise not multiplied by sigma",
-        SMOOTHING,
-        "self.series[None] + self.sigma * noise",
-        "self.series[None] + noise",
+        CERTIFICATION,
+        "block.series[None] + block.sigma * noise",
+        "block.series[None] + noise",
         (DISTRIBUTION,),
     ),
     Mutation(
         "noise not multiplied by sigma in training",
         TRAINING,
-        "x + source.sigma * jax.random.normal",
+        "x + noise.sigma * jax.random.normal",
         "x + jax.random.normal",
         ("test_training.py::test_noise_is_gaussian_and_fresh_for_every_step_series_and_channel",),
     ),
     Mutation(
         "mask applied before the noise",
-        SMOOTHING,
-        "    return block.votes(_mean_logits(block))\n",
-        "    noised, predict = block.noised(), block.predict\n"
-        "    if not isinstance(predict, SelfEnsemble):\n"
-        "        return block.votes(mean_logits(predict, noised))\n"
-        "    inputs = predict.masks[:, None, :, None] * block.series + noised - block.series\n"
-        "    logits = jax.vmap(\n"
-        "        lambda v: predict.model.apply(predict.variables, v, train=False)\n"
-        "    )(inputs).mean(axis=0)\n"
-        "    return block.votes(logits)\n",
+        CERTIFICATION,
+        "    logits = mean_logits(block.predict, noised(block))\n",
+        "    predict = block.predict\n"
+        "    if hasattr(predict, 'masks'):\n"
+        "        inputs = predict.masks[:, None, :, None] * block.series\n"
+        "        inputs += noised(block) - block.series\n"
+        "        logits = jax.vmap(\n"
+        "            lambda v: predict.model.apply(predict.variables, v, train=False)\n"
+        "        )(inputs).mean(axis=0)\n"
+        "    else:\n"
+        "        logits = mean_logits(predict, noised(block))\n",
         ("test_smoothing.py::test_masks_cover_the_noise_and_share_it",),
     ),
     Mutation(
@@ -242,47 +246,47 @@ MUTATIONS = (
     ),
     Mutation(
         "noise reused by every second draw",
-        SMOOTHING,
-        "jax.random.fold_in, example_key))(self.draws)",
-        "jax.random.fold_in, example_key))(self.draws // 2)",
+        CERTIFICATION,
+        "jax.random.fold_in, example_key))(block.draws)",
+        "jax.random.fold_in, example_key))(block.draws // 2)",
         (DISTRIBUTION,),
     ),
     Mutation(
         "noise reused by every block of draws",
-        SMOOTHING,
-        "jax.random.fold_in, example_key))(self.draws)",
-        "jax.random.fold_in, example_key))(self.draws % default_draws_per_block())",
+        CERTIFICATION,
+        "jax.random.fold_in, example_key))(block.draws)",
+        "jax.random.fold_in, example_key))(block.draws % blocks.default_draws_per_block())",
         ("test_faults.py::test_every_block_of_draws_and_every_example_has_noise_of_its_own",),
     ),
     Mutation(
         "noise reused by every example",
-        SMOOTHING,
-        "example_key = jax.random.fold_in(self.key, self.index)",
-        "example_key = jax.random.fold_in(self.key, 0 * self.index)",
+        CERTIFICATION,
+        "example_key = jax.random.fold_in(block.key, block.index)",
+        "example_key = jax.random.fold_in(block.key, 0 * block.index)",
         (DISTRIBUTION,),
     ),
     Mutation(
         "votes of the masks averaged instead of their logits",
         ENSEMBLES,
-        "train=False))(masked)\n\n" + MEAN,
-        "train=False))(masked)\n\n"
+        "self.variables, v))(masked)\n\n" + MEAN,
+        "self.variables, v))(masked)\n\n"
         + MEAN.replace("self.logits(x)", "jax.nn.one_hot(self.logits(x).argmax(-1), 3)"),
         (MEAN_LOGITS,),
     ),
     Mutation(
         "every mask has a vote of its own",
-        SMOOTHING,
-        "    return block.votes(_mean_logits(block))\n",
-        "    if not isinstance(block.predict, SelfEnsemble):\n"
-        "        return block.votes(mean_logits(block.predict, block.noised()))\n"
-        "    return sum(block.votes(each) for each in block.predict.logits(block.noised()))\n",
+        CERTIFICATION,
+        "    logits = mean_logits(block.predict, noised(block))\n",
+        "    if hasattr(block.predict, 'masks'):\n"
+        "        return sum(tally(block, each) for each in block.predict.logits(noised(block)))\n"
+        "    logits = mean_logits(block.predict, noised(block))\n",
         (MEAN_LOGITS,),
     ),
     Mutation(
         "softmax before the mean over masks",
         ENSEMBLES,
-        "train=False))(masked)\n\n" + MEAN,
-        "train=False))(masked)\n\n"
+        "self.variables, v))(masked)\n\n" + MEAN,
+        "self.variables, v))(masked)\n\n"
         + MEAN.replace("self.logits(x)", "jax.nn.softmax(self.logits(x))"),
         (MEAN_LOGITS,),
     ),
@@ -296,9 +300,9 @@ MUTATIONS = (
     ),
     Mutation(
         "partial last block counted with its padding",
-        SMOOTHING,
-        "counted = of & self.counted() & ~jnp.isnan",
-        "counted = of & ~jnp.isnan",
+        CERTIFICATION,
+        "counted = among & block.is_draw() & ~jnp.isnan",
+        "counted = among & ~jnp.isnan",
         (
             "test_faults.py::test_every_block_of_draws_and_every_example_has_noise_of_its_own",
             "test_smoothing.py::test_first_draws_are_the_same_whatever_follows",
@@ -307,7 +311,7 @@ MUTATIONS = (
     Mutation(
         "BatchNorm in training mode",
         ENSEMBLES,
-        "lambda v: self.model.apply(self.variables, v, train=False)",
+        "lambda v: models.evaluate(self.model, self.variables, v)",
         "lambda v: self.model.apply(\n"
         '            self.variables, v, train=True, mutable=["batch_stats"]\n'
         "        )[0]",
@@ -316,7 +320,7 @@ MUTATIONS = (
     Mutation(
         "BatchNorm in training mode in a deep ensemble",
         ENSEMBLES,
-        "[self.model.apply(variables, x, train=False) for variables in chosen]",
+        "[models.evaluate(self.model, variables, x) for variables in chosen]",
         '[self.model.apply(variables, x, train=True, mutable=["batch_stats"])[0]\n'
         "                  for variables in chosen]",
         ("test_smoothing.py::test_deep_ensemble_is_the_mean_of_its_members",),
@@ -325,20 +329,20 @@ MUTATIONS = (
     Mutation(
         "an undecided draw counted by its first masks",
         SMOOTHING,
-        "    return block.votes(first_sum, agreed), ~agreed & block.counted(), first_sum\n",
-        "    return block.votes(first_sum), ~agreed & False, first_sum\n",
+        "    return tally(block, first_sum, agreed), ~agreed & block.is_draw(), first_sum\n",
+        "    return tally(block, first_sum), ~agreed & False, first_sum\n",
         (CONSENSUS,),
     ),
     Mutation(
         "the first masks' logits of another draw",
-        SMOOTHING,
-        "sums[block, : len(part)] = first_sum[part]",
-        "sums[block, : len(part)] = first_sum[part[::-1]]",
+        BLOCKS,
+        "gathered[block, : len(part)] = values[part]",
+        "gathered[block, : len(part)] = values[part[::-1]]",
         (CONSENSUS,),
     ),
     Mutation(
         "the noise of another draw",
-        SMOOTHING,
+        BLOCKS,
         "draws[block, : len(part)] = draw[part]",
         "draws[block, : len(part)] = 1 + draw[part]",
         (CONSENSUS,),
@@ -361,25 +365,25 @@ MUTATIONS = (
     Mutation(
         "runs side by side with the first one's randomness",
         TRAINING,
-        'for source in t.sources("training"))',
-        'for source in trainers[0].sources("training"))',
+        'for of_member in t.noise("training"))',
+        'for of_member in trainers[0].noise("training"))',
         ("test_training.py::test_runs_side_by_side_are_each_themselves",),
     ),
     # Files of votes
     Mutation(
         "resumed counts added twice",
         COUNTING,
-        "    return entries\n\n\ndef short",
+        "    return entries\n\n\ndef evenly",
         "    again = [i for i in chosen.tolist() if i not in todo]\n"
         "    for i in again:\n"
         "        values = tuple(2 * value for value in entries[i].values)\n"
-        "        entries[i] = runs.Entry(values, 0.0)\n"
-        "    return entries\n\n\ndef short",
+        "        entries[i] = Entry(values, 0.0)\n"
+        "    return entries\n\n\ndef evenly",
         ("test_faults.py::test_votes_resumed_in_other_batches_are_the_same",),
     ),
     Mutation(
         "an example written twice has its votes added",
-        RUNS,
+        LOGS,
         "if entries.setdefault(example, entry).values != entry.values:\n"
         "            raise UserError(\n"
         '                f"{path} has example {index} twice, differently (line {number}); '
@@ -394,14 +398,14 @@ MUTATIONS = (
     # The scripts: which value is handed to which function
     Mutation(
         "sigma rounded to the nearest float32",
-        SMOOTHING,
-        "sigma=_round_up(sigma),",
+        BLOCKS,
+        "sigma=round_up(sigma),",
         "sigma=np.float32(sigma),",
         ("test_recomputed_rounding.py::test_the_noise_is_that_of_the_next_float32_above_sigma",),
     ),
     Mutation(
         "a draw void only if all its logits are NaN",
-        SMOOTHING,
+        CERTIFICATION,
         "~jnp.isnan(logits).any(axis=-1)",
         "~jnp.isnan(logits).all(axis=-1)",
         ("test_recomputed_rounding.py::test_a_draw_with_one_nan_logit_is_no_vote",),
@@ -422,94 +426,94 @@ MUTATIONS = (
     ),
     Mutation(
         "the draws that chose the class are tested",
-        DECISIONS,
-        "job.count(some[still_open], start, stop - start)",
-        "job.count(some[still_open], start - edges[0], stop - start)",
+        SEQUENTIAL,
+        "count(still_open, start, stop - start)",
+        "count(still_open, start - edges[0], stop - start)",
         (DECIDED,),
     ),
     Mutation(
         "the class chosen by the draws that are tested first",
-        DECISIONS,
-        "selection, forwards = job.count(some, 0, edges[0])",
-        "selection, forwards = job.count(some, edges[0], edges[0])",
+        SEQUENTIAL,
+        "selection, cost = count(np.arange(num_examples), 0, edges[0])",
+        "selection, cost = count(np.arange(num_examples), edges[0], edges[0])",
         (DECIDED,),
     ),
     Mutation(
         "the two levels of error swapped",
-        DECISIONS,
-        "sequential.begin(selection, p0, FLAGS.alpha, FLAGS.alpha_futility)",
-        "sequential.begin(selection, p0, FLAGS.alpha_futility, FLAGS.alpha)",
+        COUNTING,
+        "            alpha,\n            alpha_futility,\n        )\n",
+        "            alpha_futility,\n            alpha,\n        )\n",
         (DECIDED,),
     ),
     Mutation(
         "decisions resumed at another level",
-        DECISIONS,
-        '        job.folder / f"decisions-{counting.short(settings)}",\n        settings,\n',
-        "        job.folder / f\"decisions-{counting.short({**settings, 'alpha': 0})}\",\n"
+        COUNTING,
+        '        folder / f"decisions-{short_id(settings)}",\n        settings,\n',
+        "        folder / f\"decisions-{short_id({**settings, 'alpha': 0})}\",\n"
         '        {**settings, "alpha": 0},\n',
         ("test_recomputed_decisions.py::test_another_level_is_another_log", DECIDED),
     ),
     Mutation(
         "the share of votes that noise of sigma 1 would need",
-        DECISIONS,
-        'sequential.certified_share(FLAGS.target_radius, config["sigma"])',
-        "sequential.certified_share(FLAGS.target_radius, 1.0)",
+        COUNTING,
+        'sequential.certified_share(radius, settings["sigma"])',
+        "sequential.certified_share(radius, 1.0)",
         (DECIDED,),
     ),
     Mutation(
         "forward passes of the last batch alone",
-        DECISIONS,
-        "forwards[still_open] += cost",
-        "forwards[still_open] = cost",
+        SEQUENTIAL,
+        "cost[still_open] += more",
+        "cost[still_open] = more",
         (DECIDED,),
     ),
     Mutation(
         "the draws that chose the class not reported",
-        DECISIONS,
-        "draws = num_selection + tested",
-        "draws = tested",
+        RECORDS,
+        'return self.settings["batches"][0] + self.tested',
+        "return self.tested",
         (DECIDED,),
     ),
     Mutation(
         "decisions beside the labels of the first series",
-        DECISIONS,
-        "labels[job.chosen], edges[0])",
-        "labels[: len(job.chosen)], edges[0])",
+        COUNTING,
+        "job.labels[job.chosen].astype(np.int64),\n        forwards=forwards,",
+        "job.labels[: len(job.chosen)].astype(np.int64),\n        forwards=forwards,",
         (DECIDED,),
     ),
     Mutation(
         "certificates beside the labels of the first series",
-        CERTIFY,
-        "labels=labels[job.chosen].astype(np.int64)",
-        "labels=labels[: len(job.chosen)].astype(np.int64)",
+        COUNTING,
+        "        labels=job.labels[job.chosen].astype(np.int64),\n        forwards=values",
+        "        labels=job.labels[: len(job.chosen)].astype(np.int64),\n        forwards=values",
         (COUNTED,),
     ),
     Mutation(
         "the first series instead of evenly spaced ones",
-        COUNTING,
-        "chosen = runs.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))",
+        CERTIFY,
+        "chosen = counting.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))",
         "chosen = np.arange(FLAGS.num_examples or len(dataset.x_test))",
         (COUNTED,),
     ),
     Mutation(
         "--alpha not used",
         CERTIFY,
-        "counted.counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound",
-        "counted.counts, sigma, interval=FLAGS.interval, bound=FLAGS.bound",
+        "(counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound)",
+        "(counts, sigma, interval=FLAGS.interval, bound=FLAGS.bound)",
         (CERTIFICATES_OF_COUNTS,),
     ),
     Mutation(
         "--bound not used",
         CERTIFY,
-        "counted.counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound",
-        "counted.counts, sigma, FLAGS.alpha, FLAGS.interval",
+        "(counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound)",
+        "(counts, sigma, FLAGS.alpha, FLAGS.interval)",
         (CERTIFICATES_OF_COUNTS,),
     ),
     Mutation(
         "radii for the sigma of the flags, not of the counts",
         CERTIFY,
-        '    sigma = counted.settings["sigma"]\n',
-        "    sigma = FLAGS.sigma\n",
+        'certify_votes(counted.counts, counted.settings["sigma"])',
+        "certify_votes(counted.counts, FLAGS.sigma)",
         (CERTIFICATES_OF_COUNTS,),
     ),
     Mutation(
@@ -521,16 +525,16 @@ MUTATIONS = (
     ),
     Mutation(
         "labels and predictions swapped in the table",
-        CERTIFY,
-        "            names[label],\n            names[prediction],\n",
-        "            names[prediction],\n            names[label],\n",
+        RECORDS,
+        '            names[label] if label >= 0 else "",\n            names[prediction],\n',
+        '            names[prediction],\n            names[label] if label >= 0 else "",\n',
         (CERTIFICATES_OF_COUNTS,),
     ),
     Mutation(
         "the accuracy beside the bar is of the first series",
         CERTIFY,
-        "certified.prediction == labels[list(new)]",
-        "certified.prediction == labels[: len(new)]",
+        "prediction == self.job.labels[examples]",
+        "prediction == self.job.labels[: len(examples)]",
         (CERTIFICATES_OF_COUNTS,),
     ),
     Mutation(
@@ -556,16 +560,16 @@ MUTATIONS = (
     ),
     Mutation(
         "masks of the run's seed",
-        TRAINED,
-        'stream(mask_seed, "masks"), num_masks, dataset.length, keep)',
-        'stream(config["seed"], "masks"), num_masks, dataset.length, keep)',
+        RUN,
+        'stream(mask_seed, "masks")',
+        'stream(config["seed"], "masks")',
         (COUNTED,),
     ),
     Mutation(
         "masks that keep the usual share",
-        TRAINED,
-        "num_masks, dataset.length, keep)",
-        "num_masks, dataset.length, 0.9)",
+        RUN,
+        "key, num_masks, length, keep)",
+        "key, num_masks, length, 0.9)",
         (COUNTED,),
     ),
     Mutation(
@@ -676,8 +680,8 @@ MUTATIONS = (
     Mutation(
         "networks finished with the statistics of the test series",
         TRAIN,
-        "training.finish(run.trainer, x, run.states)",
-        "training.finish(run.trainer, np.resize(dataset.x_test, x.shape), run.states)",
+        "training.recalibrated(run.trainer, x, run.states)",
+        "training.recalibrated(run.trainer, np.resize(dataset.x_test, x.shape), run.states)",
         (STEPS_BY_HAND,),
     ),
 )

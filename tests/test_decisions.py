@@ -1,17 +1,12 @@
 """Decisions at a target radius through the draws of real classifiers: errors, and few draws."""
 
-import types
-from pathlib import Path
-
-import certify
 import numpy as np
 import pytest
-from absl.testing import flagsaver
-from common import counting, decisions
 from scipy import stats
 from test_consensus import MASKS, SIGMA, Bilinear
 
 from selfens_jax import sequential, smoothing
+from selfens_jax.counting import Job
 
 REPETITIONS = 2000
 ALPHA, ALPHA_FUTILITY = 0.05, 0.1
@@ -24,14 +19,11 @@ def decided(predict, distance: float, target_radius: float, max_draws: int = 400
     """Decisions for REPETITIONS examples at this distance from the half-space's boundary."""
     x = np.tile(np.array([0.6, 0.8])[None, :, None] * distance, (REPETITIONS, 1, 1))
     settings = {"sigma": SIGMA, "noise_seed": 5, "draws_per_block": 20, "precision": "float32"}
-    dataset = types.SimpleNamespace(x_test=x)
-    job = counting.Job(Path(), dataset, np.arange(len(x)), predict, settings, 100_000, None)
+    job = Job(x, np.zeros(len(x), int), np.arange(len(x)), predict, settings, 100_000)
     edges = sequential.batches(max_draws=max_draws)
     p0 = sequential.certified_share(target_radius, SIGMA)
-    with flagsaver.flagsaver():
-        certify.FLAGS(["certify.py", f"--alpha={ALPHA}", f"--alpha_futility={ALPHA_FUTILITY}"])
-        state, forwards = decisions.run_tests(job, job.chosen, edges, p0)
-    certify.FLAGS.unparse_flags()
+    levels = (ALPHA, ALPHA_FUTILITY)
+    state, forwards = sequential.run_tests(job.count, len(x), edges, p0, *levels)
     return state, forwards, edges[0]
 
 

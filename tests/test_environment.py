@@ -10,11 +10,11 @@ import time
 
 import numpy as np
 import pytest
-from common import cli
 from test_scripts import RUN, command, make_npz, without_time
 
 from selfens_jax import locks, paths, runs
 from selfens_jax.errors import UserError
+from selfens_jax.runs import records
 
 TRAIN = ("--model=lstm_fcn", "--sigma=0.5", "--epochs=2")
 CERTIFY = ("--model=lstm_fcn", "--sigma=0.5", "--num_draws=40", "--num_masks=2")
@@ -33,7 +33,10 @@ AS_NOBODY = (
 def start(folder, script, *arguments, user=(), **environment):
     """The finished process; an environment variable of None is not set."""
     quick_to_compile = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **quick_to_compile, **environment}
+    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **quick_to_compile}
+    # A folder that others may not write to; JAX warns of it.
+    variables |= {"JAX_COMPILATION_CACHE_DIR": None} if user else {}
+    variables |= environment
     return subprocess.run(
         [*user, *command(script, *arguments)],
         cwd=folder,
@@ -145,12 +148,12 @@ def test_a_network_that_cannot_be_read_back_is_not_said_to_be_trained(tmp_path, 
     runs.save_progress(tmp_path, 1, states, [])
     monkeypatch.setattr(runs, "save_tree", lambda path, tree: saved(path, states))
     with pytest.raises(UserError, match="cannot be read back"):
-        runs.finish(tmp_path, variables, [])
+        runs.save_networks(tmp_path, variables, [])
     assert not runs.is_finished(tmp_path)
     assert runs.load_progress(tmp_path, states)[0] == 1
     monkeypatch.setattr(runs, "save_tree", lambda path, tree: path.mkdir())
     with pytest.raises(UserError, match="cannot be read back"):
-        runs.finish(tmp_path, variables, [])
+        runs.save_networks(tmp_path, variables, [])
     assert not runs.is_finished(tmp_path)
 
 
@@ -198,10 +201,10 @@ def test_a_damaged_configuration_is_one_line(copied, config):
 
 def test_an_abstention_has_a_name_that_no_class_has():
     for classes in (["a"], ["-1", "1"], ["-1", "abstain"], ["-1", "abstain", "abstain_0"]):
-        names = cli.class_names({"classes": classes})
+        names = records.class_names({"classes": classes})
         assert names[:-1] == classes
         assert names[-1] not in classes
-    assert cli.class_names({"classes": ["1", "2"]})[-1] == "-1"
+    assert records.class_names({"classes": ["1", "2"]})[-1] == "-1"
 
 
 # Machines

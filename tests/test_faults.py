@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from absl.testing import flagsaver
-from common import counting
+from common import trained
 from flax import linen as nn
 
-from selfens_jax import certificates, data, masks, smoothing, streams
+from selfens_jax import certificates, counting, data, masks, smoothing, streams
 
 
 @contextlib.contextmanager
@@ -61,14 +61,12 @@ def test_votes_resumed_in_other_batches_are_the_same(tmp_path, monkeypatch):
     np.savez(file, X_train=np.zeros((2, 16)), y_train=y[:2], X_test=np.zeros((12, 16)), y_test=y)
     config = {"data": data.describe(data.load(str(file))), "sigma": 0.5, "seed": 0}
     predict = smoothing.self_ensemble(Halves(), {}, masks.binomial(jax.random.key(0), 2, 16, 0.3))
-    monkeypatch.setattr(counting.trained, "find_run", lambda noisy: (tmp_path, config))
-    monkeypatch.setattr(
-        counting.trained, "load_classifier", lambda *_: (predict, {"ensemble": "mc"})
-    )
+    monkeypatch.setattr(trained, "load_classifier", lambda _: (predict, {"ensemble": "mc"}))
 
     def count(*arguments: str) -> np.ndarray:
-        with flags_of(f"--dataset={file}", "--num_draws=100", *arguments):
-            counted, _ = certify.count((0, 1))
+        with flags_of(f"--dataset={file}", *arguments):
+            job = certify.make_job(tmp_path, config, 1000)
+            counted = counting.count_examples(job, 100, tmp_path, counting.Share(), lambda *_: "")
         return counted.counts
 
     first = count("--num_examples=4", "--batch_size=100")
@@ -92,7 +90,8 @@ def test_votes_resumed_in_other_batches_are_the_same(tmp_path, monkeypatch):
 def test_radii_in_the_file_are_rounded_down(tmp_path):
     top = np.arange(900, 1001)
     counts = np.stack([top, 1000 - top], axis=-1)
-    source = {"name": "own", "source": "file", "scaling": "none", "classes": ["a", "b"]}
+    source = {"name": "own", "source": "file", "scaling": "none", "num_test": 101}
+    source["classes"] = ["a", "b"]
     settings = {"data": source, "sigma": 0.7, "model": "macnn", "ensemble": "mc"}
     settings |= {"num_draws": 1000, "num_masks": 5}
     file = tmp_path / "counts-own.npz"

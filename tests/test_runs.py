@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from selfens_jax import runs
+from selfens_jax import counting, runs
 from selfens_jax.errors import UserError
+from selfens_jax.runs import records
 
 SETTINGS = {"sigma": 0.5, "num_draws": 10}
 
@@ -118,7 +119,7 @@ def test_progress_keeps_the_latest_and_drops_later_history(tmp_path):
 def test_finishing_leaves_the_checkpoint_and_no_progress(tmp_path):
     runs.save_progress(tmp_path, 1, {"w": jnp.ones(2)}, history(1))
     assert not runs.is_finished(tmp_path)
-    runs.finish(tmp_path, {"w": jnp.ones(2)}, history(1))
+    runs.save_networks(tmp_path, {"w": jnp.ones(2)}, history(1))
     assert runs.is_finished(tmp_path)
     assert not (tmp_path / "progress").exists()
 
@@ -133,16 +134,16 @@ def test_differences_are_said_in_words():
 
 
 def test_evenly_spaced():
-    assert runs.evenly_spaced(None, 4).tolist() == [0, 1, 2, 3]
-    assert runs.evenly_spaced(3, 9).tolist() == [0, 3, 6]
-    assert len(set(runs.evenly_spaced(300, 899).tolist())) == 300
+    assert counting.evenly_spaced(None, 4).tolist() == [0, 1, 2, 3]
+    assert counting.evenly_spaced(3, 9).tolist() == [0, 3, 6]
+    assert len(set(counting.evenly_spaced(300, 899).tolist())) == 300
     for wrong in (0, -1, 10):
         with pytest.raises(UserError, match="between 1 and 9"):
-            runs.evenly_spaced(wrong, 9)
+            counting.evenly_spaced(wrong, 9)
 
 
 def test_seconds_text():
-    assert runs.seconds_text(3723.25) == "1:02:03.250000"
+    assert records.seconds_text(3723.25) == "1:02:03.250000"
 
 
 def test_npz_files_are_never_unpickled(tmp_path):

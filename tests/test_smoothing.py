@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from helpers import TinyNet, assert_binomial, init, mesh_of
 
-from selfens_jax import masks, models, smoothing
+from selfens_jax import blocks, masks, models, smoothing
 from selfens_jax.errors import UserError
 
 KEY = jax.random.key(20)
@@ -266,11 +266,11 @@ def test_nothing_compiles_twice(members, x):
     predict = smoothing.self_ensemble(TinyNet(3), members[0], np.ones((2, LENGTH)))
     count = partial(smoothing.count_votes, draws_per_block=100)
     count(predict, x, sigma=1.0, num_draws=100, key=KEY, batch_size=200)
-    compiled = smoothing._compute._cache_size()
+    compiled = blocks._on_device._cache_size()
     other = smoothing.self_ensemble(TinyNet(3), members[1], np.eye(2, LENGTH))
     count(other, x, sigma=0.3, num_draws=130, key=KEY, batch_size=200)
     count(other, x[:1], sigma=2, num_draws=107, key=jax.random.key(1), batch_size=299, indices=[5])
-    assert smoothing._compute._cache_size() == compiled
+    assert blocks._on_device._cache_size() == compiled
 
 
 def test_nan_from_the_network_is_an_error(members, x):
@@ -321,7 +321,7 @@ def test_masks_must_be_zeros_and_ones(bad):
 
 @pytest.mark.parametrize("sigma", [0.1, 0.4, 0.7, 0.8, 1.6, 1.0, 3e-5])
 def test_the_noise_is_never_below_sigma(sigma):
-    rounded = float(smoothing._round_up(sigma))
+    rounded = float(blocks.round_up(sigma))
     assert sigma <= rounded <= sigma * (1 + 2**-23)
 
 

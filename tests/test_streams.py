@@ -79,7 +79,7 @@ def test_noise_of_training_and_certification_is_uncorrelated():
     initial, used = training.init_states(trainer, x), []
     for states, _ in training.train(trainer, x, y, initial, epochs_per_report=1):
         used += [np.array(state.batch_stats["seen"])[..., 0] for state in states]
-    for variables in training.finish(trainer, x, states):
+    for variables in training.recalibrated(trainer, x, states):
         used.append(np.array(variables["batch_stats"]["seen"])[..., 0])  # scaled
 
     masks = jax.random.normal(stream(0, "masks"), (1, length))

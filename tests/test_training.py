@@ -1,6 +1,7 @@
 """Algorithm 1: what the network is shown, in which order, and that a run can be cut anywhere."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -109,8 +110,8 @@ def test_members_differ_and_each_is_itself_in_any_company(trained, problem):
     assert [row for row in history_of_pair if row["member"] == 0] == history
     for a, b in zip(jax.tree.leaves(pair[0].params), jax.tree.leaves(pair[1].params), strict=True):
         assert (a != b).any()
-    finished = training.finish(trainer, problem[0], pair)
-    assert_same(finished[0], training.finish(trainer_of_one, problem[0], alone)[0])
+    finished = training.recalibrated(trainer, problem[0], pair)
+    assert_same(finished[0], training.recalibrated(trainer_of_one, problem[0], alone)[0])
 
 
 def side_by_side(problem, trainers):
@@ -179,8 +180,9 @@ def test_an_accelerator_scans_to_the_same_parameters(problem, monkeypatch):
 )
 def test_every_series_is_seen_every_epoch(num_examples, batch_size, steps, size):
     trainer = Trainer(TinyNet(), config(batch_size=batch_size), num_examples)
-    assert (trainer.steps_per_epoch, trainer.batch_size) == (steps, size)
-    rows = jax.jit(jax.vmap(lambda step: training._batch_rows(trainer, jax.random.key(0), step)))
+    assert (trainer.steps_per_epoch, trainer.step.batch_size) == (steps, size)
+    rows_of = partial(training._batch_rows, trainer.step, jax.random.key(0))
+    rows = jax.jit(jax.vmap(rows_of))
     epochs = np.asarray(rows(jnp.arange(5 * steps))).reshape(5, steps * size)
     for seen in epochs:
         times = np.bincount(seen, minlength=num_examples)
@@ -343,7 +345,7 @@ def test_final_statistics_equal_a_direct_computation():
     settings = config(ensemble="single", sigma=0.0, batch_size=12, recalibration_passes=4)
     trainer = Trainer(Norm(), settings, num_examples=12)
     states = training.init_states(trainer, x)
-    (variables,) = training.finish(trainer, x, states)
+    (variables,) = training.recalibrated(trainer, x, states)
     statistics = variables["batch_stats"]["BatchNorm_0"]
     np.testing.assert_allclose(statistics["mean"], x.mean(axis=(0, 1)), rtol=1e-4)
     np.testing.assert_allclose(statistics["var"], x.var(axis=(0, 1)), rtol=1e-4)
@@ -354,7 +356,7 @@ def test_final_statistics_see_noise_and_masks():
     x = np.full((40, 20, 1), 2.0, np.float32)
     settings = config(ensemble="mc", sigma=1.0, keep=0.7, batch_size=20, recalibration_passes=50)
     trainer = Trainer(Norm(), settings, num_examples=40)
-    (variables,) = training.finish(trainer, x, training.init_states(trainer, x))
+    (variables,) = training.recalibrated(trainer, x, training.init_states(trainer, x))
     statistics = variables["batch_stats"]["BatchNorm_0"]
     # Of 20,000 values 0.7 are 2 + noise, the rest 0: mean 1.4, variance 0.7 (4 + 1) - 1.4^2 = 1.54.
     # The mean's deviation is sqrt(0.7 / 20000) = 0.006 as the masks' total is fixed; the
@@ -366,7 +368,7 @@ def test_final_statistics_see_noise_and_masks():
 def test_without_recalibration_the_running_averages_stay(trained, problem):
     _, states, _ = trained
     trainer = Trainer(TinyNet(), config(recalibration_passes=0), num_examples=20)
-    (variables,) = training.finish(trainer, problem[0], states)
+    (variables,) = training.recalibrated(trainer, problem[0], states)
     assert_same(variables, states[0].variables)
     assert set(variables) == {"params", "batch_stats"}
 

@@ -118,13 +118,6 @@ def provenance(source: dict[str, Any]) -> str:
     return f"{source['name']} ({origin}), scaling {source['scaling']}"
 
 
-def class_names(source: dict[str, Any]) -> list[str]:
-    """The classes of a record's data, and last, where a prediction of -1 finds it, abstention."""
-    classes = source["classes"]
-    names = ("-1", "abstain", *(f"abstain_{number}" for number in range(len(classes))))
-    return [*classes, next(name for name in names if name not in classes)]
-
-
 def print_summary(
     title: str,
     statement: str,

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from common import cli
 
-from selfens_jax import data, locks, masks, models, runs, smoothing
+from selfens_jax import data, locks, runs, smoothing
 from selfens_jax.errors import UserError
-from selfens_jax.streams import stream
 
 FLAGS = flags.FLAGS
 
@@ -102,7 +100,7 @@ def load_data(run: Path, config: dict[str, Any]) -> data.Dataset:
     return dataset
 
 
-def settings_of(config: dict[str, Any], classifier: dict[str, Any]) -> dict[str, Any]:
+def shared_settings(config: dict[str, Any], classifier: dict[str, Any]) -> dict[str, Any]:
     """What every result of a run depends on, whatever is asked of its classifier."""
     versions = runs.versions()
     return {
@@ -115,38 +113,11 @@ def settings_of(config: dict[str, Any], classifier: dict[str, Any]) -> dict[str,
     }
 
 
-def load_classifier(
-    run: Path, config: dict[str, Any], dataset: data.Dataset
-) -> tuple[smoothing.Predict, dict[str, Any]]:
+def load_classifier(run: Path) -> tuple[smoothing.Predict, dict[str, Any]]:
     """The ensemble to certify, and the part of the settings that says which it is."""
-    model, stacked, _ = runs.load_networks(run)
-    members, ensemble = config["num_members"], config["ensemble"]
-    known = {"model": config["model"], "ensemble": ensemble, "weights_sha256": runs.digest(stacked)}
-    if ensemble == "de":
-        return smoothing.deep_ensemble(model, stacked), {**known, "num_members": members}
-
-    (variables,) = models.unstack(stacked)
-    mask_seed = config["seed"] if FLAGS.mask_seed is None else FLAGS.mask_seed
-    num_masks = FLAGS.num_masks if ensemble in ("mb", "mc") else 1
-    keep = config["keep"] if ensemble in ("mb", "mc") else 1.0
-    chosen = np.asarray(
-        masks.draw(ensemble, stream(mask_seed, "masks"), num_masks, dataset.length, keep)
+    return runs.load_classifier(
+        run,
+        num_masks=FLAGS.num_masks,
+        mask_seed=FLAGS.mask_seed,
+        masks_folder=None if FLAGS.output_dir is None else output_folder(run),
     )
-    of_masks = {
-        "num_masks": num_masks,
-        "keep": keep,
-        "mask_seed": mask_seed,
-        "masks_sha256": runs.digest(chosen),
-    }
-    file = run / f"masks-m{num_masks}-seed{mask_seed}.npz"
-    if ensemble in ("mb", "mc"):
-        if not file.exists() and FLAGS.output_dir is not None:  # for the results of several runs
-            file = output_folder(run) / f"masks-{of_masks['masks_sha256'][:10]}.npz"
-        if not file.exists():
-            runs.write_npz(file, masks=chosen.astype(np.uint8))
-        stored = runs.read_npz(file, ["masks"])["masks"].astype(np.float32)
-        if runs.digest(stored) != of_masks["masks_sha256"]:
-            raise UserError(
-                f"{file} holds other masks than seed {mask_seed} gives; move it away to use these"
-            )
-    return smoothing.self_ensemble(model, variables, chosen), {**known, **of_masks}

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfens_jax import data, masks, models, runs, smoothing, training
+from selfens_jax import counting, data, masks, models, runs, smoothing, training
 from selfens_jax.models import convolution
 
 try:
@@ -96,7 +96,7 @@ class Case:
     def series(self) -> np.ndarray:
         if self.run:
             x = data.load(self.dataset, self.data_dir).x_test
-            return x[runs.evenly_spaced(self.num_examples, len(x))]
+            return x[counting.evenly_spaced(self.num_examples, len(x))]
         shape = (self.num_examples, self.shape.length, 1)
         return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 

@@ -5,7 +5,6 @@ Only records are read, never logs; radii are computed here from the counts, both
 
 import csv
 import dataclasses
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from reproduction.plan import NUM_MASKS, Cell, Settings, train
 from reproduction.theory import top_two
 
 from selfens_jax import certificates, metrics, runs
+from selfens_jax.counting import evenly_spaced
 from selfens_jax.errors import UserError
+from selfens_jax.runs import records
 
 PAPER = Path(__file__).parents[1] / "paper"
 ALPHA = 0.001  # the paper's beta
@@ -72,24 +73,23 @@ def certified(
         wanted |= {"num_masks": num_masks, "keep": cell.keep, "mask_seed": cell.seed}
     found = []
     for file in (results_dir / cell.run).glob("counts-*.npz"):
-        arrays = runs.read_npz(file, ["indices", "counts", "labels", "settings"])
-        try:
-            counted = json.loads(str(arrays["settings"]))
-            num_test, sigma = int(counted["data"]["num_test"]), float(counted["sigma"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{file} is damaged or was not written by certify.py") from None
-        chosen = runs.evenly_spaced(settings.num_examples, num_test)
-        whole = "consensus" not in counted and np.array_equal(arrays["indices"], chosen)
-        if whole and not runs.differences(counted, wanted):
-            found.append((file.stat().st_mtime, file.name, arrays, sigma))
+        counted = records.read_counts(file)
+        of_run = not {"consensus", "series"} & counted.settings.keys()
+        chosen = evenly_spaced(settings.num_examples, counted.settings["data"]["num_test"])
+        if (
+            of_run
+            and np.array_equal(counted.indices, chosen)
+            and not runs.differences(counted.settings, wanted)
+        ):
+            found.append((file.stat().st_mtime, file.name, counted))
     if not found:
         return None
     # Counted on another platform or version, a run has several: the last is what ours are.
-    *_, arrays, sigma = max(found, key=lambda of: of[:2])
-    counts = arrays["counts"]
+    *_, counted = max(found, key=lambda latest: latest[:2])
+    counts, sigma = counted.counts, counted.settings["sigma"]
     return Certified(
         counts=counts,
-        labels=arrays["labels"],
+        labels=counted.labels,
         exact=certificates.certify_counts(counts, sigma, ALPHA),
         published=certificates.certify_counts_as_published(counts, sigma),
     )

@@ -1,5 +1,6 @@
 """The paper's three classifiers as Flax Linen modules, by name."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -27,6 +28,20 @@ def create(name: str, num_classes: int) -> nn.Module:
     if num_classes < 2:
         raise UserError(f"a classifier needs at least 2 classes, not {num_classes}")
     return NAMES[name](num_classes=num_classes)
+
+
+def evaluate(model: nn.Module, variables: Any, x: jax.Array) -> jax.Array:
+    """What a Linen network answers in evaluation, for series x (B, T, C).
+
+    A network whose `__call__` has an argument `train` is called with `train=False`; one without is
+    called with the series alone.
+    """
+    return model.apply(variables, x, **({"train": False} if takes_train(model) else {}))
+
+
+def takes_train(model: nn.Module) -> bool:
+    """Whether the network tells training from evaluation by an argument `train`."""
+    return "train" in inspect.signature(type(model).__call__).parameters
 
 
 def stack(members: tuple) -> Any:

@@ -1,0 +1,86 @@
+"""What a result came from: versions, device, content; and where two records differ."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def versions() -> dict[str, str]:
+    """The versions and the device that a result came from."""
+    packages = (
+        "selfens_jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "numpy",
+        "scipy",
+    )
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "python": platform.python_version(),
+        **found,
+        "platform": jax.devices()[0].platform,
+        "device": device_name(),
+        "machine": platform.machine(),
+    }
+
+
+def device_name() -> str:
+    """The accelerator, or the processor with the number of cores that this process may use."""
+    kind = jax.devices()[0].device_kind
+    if jax.default_backend() != "cpu":
+        return kind
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        info = ""
+    found = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    return (
+        f"{found[1] if found else platform.processor() or kind}, {cores} core{'s' * (cores != 1)}"
+    )
+
+
+def digest(value: Any) -> str:
+    """sha256 of a tree of arrays (names, shapes, types and bits) or of a value that JSON holds."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(value):
+        sha.update(jax.tree_util.keystr(path).encode())
+        if isinstance(leaf, np.ndarray | jax.Array):
+            array = np.ascontiguousarray(leaf)
+            sha.update(f"{array.dtype.str}{array.shape}".encode())
+            sha.update(array.tobytes())
+        else:
+            sha.update(json.dumps(leaf).encode())
+    return sha.hexdigest()
+
+
+def differences(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    """Where a run's record differs from what is asked now, in words; empty if nowhere.
+
+    Only the keys of `asked` count. Of the data, it is the content that must agree.
+    """
+    words = [
+        f"{key} is {found.get(key)!r}, not {value!r}"
+        for key, value in asked.items()
+        if key != "data" and found.get(key) != value
+    ]
+    old, new = found.get("data", {}), asked.get("data", {})
+    if "data" in asked and old.get("sha256") != new["sha256"]:
+        words.append(
+            f"its data are other data ({old.get('name')} from {old.get('source')}, scaling "
+            f"{old.get('scaling')}, sha256 {str(old.get('sha256'))[:12]}), not {new['name']} from "
+            f"{new['source']}, scaling {new['scaling']}, sha256 {new['sha256'][:12]}"
+        )
+    return "; ".join(words)

@@ -1,0 +1,272 @@
+"""What commands write about a run, and read back: counts, certificates, decisions.
+
+Tables have the columns of Cohen et al.'s tools, `idx label predict radius correct time`, beside a
+.json that says what they rest on.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from selfens_jax import certificates, sequential
+from selfens_jax.certificates import ABSTAIN, Certificates
+from selfens_jax.errors import UserError
+from selfens_jax.runs.files import read_npz, write_bytes, write_json, write_npz
+
+COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
+DECISION_COLUMNS = ("idx", "label", "predict", "decision", "draws", "forwards", "correct", "time")
+DECISION_NAMES = {
+    sequential.CERTIFIED: "certified",
+    sequential.REJECTED: "rejected",
+    sequential.OPEN: "undecided",
+}
+Summary = Sequence[tuple[str, float, str]]  # what, its value, the value's format
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Counts:
+    """The votes of one certification, and everything they depend on.
+
+    Attributes:
+      indices: (N,) of the examples in their split or file.
+      counts: (N, K) votes.
+      labels: (N,) class indices, -1 where unknown.
+      forwards: (N,) forward passes of a network.
+      settings: what the votes depend on.
+      seconds: (N,) that counting took; zero where unknown.
+    """
+
+    indices: np.ndarray
+    counts: np.ndarray
+    labels: np.ndarray
+    forwards: np.ndarray
+    settings: dict[str, Any]
+    seconds: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """What files of these counts are called, without prefix and suffix."""
+        masked = self.settings["ensemble"] in ("mb", "mc")
+        size = f"m{self.settings['num_masks']}-" if masked else ""
+        identity = short_id([self.settings, self.indices.tolist()])
+        return f"n{self.settings['num_draws']}-{size}{len(self.indices)}ex-{identity}"
+
+
+def write_counts(folder: Path, counted: Counts) -> Path:
+    path = folder / f"counts-{counted.name}.npz"
+    write_npz(
+        path,
+        indices=counted.indices,
+        counts=counted.counts,
+        labels=counted.labels,
+        forwards=counted.forwards,
+        settings=np.array(json.dumps(counted.settings, sort_keys=True)),
+    )
+    return path
+
+
+def read_counts(path: Path) -> Counts:
+    """The counts of a counts-*.npz.
+
+    Raises:
+      UserError: if the file is damaged, or no such file.
+    """
+    arrays = read_npz(path, ["indices", "counts", "labels", "forwards", "settings"])
+    try:
+        settings = json.loads(str(arrays.pop("settings")))
+        source = settings["data"]
+        shape = (len(arrays["indices"]), len(source["classes"]))
+        intact = arrays["counts"].shape == shape and arrays["labels"].shape == shape[:1]
+        intact &= arrays["forwards"].shape == shape[:1]
+        intact &= bool((arrays["counts"].sum(axis=1) == settings["num_draws"]).all())
+        intact &= bool(np.isin(arrays["labels"], range(-1, shape[1])).all())
+        intact &= {"sigma", "model", "ensemble"} <= settings.keys()
+        intact &= {"name", "source", "scaling", "num_test"} <= source.keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        intact = False
+    if not intact:
+        raise UserError(f"{path} is damaged or was not written by certify.py")
+    return Counts(settings=settings, seconds=np.zeros(len(arrays["indices"])), **arrays)
+
+
+def write_certificates(
+    folder: Path,
+    stem: str,
+    counted: Counts,
+    certified: Certificates,
+    summary: Summary,
+    counts_file: str,
+) -> None:
+    """Writes <stem>.tsv, a row an example, and <stem>.json, what the certificates rest on."""
+    names, source = class_names(counted.settings["data"]), counted.settings["data"]
+    rows = [
+        [
+            str(index),
+            names[label] if label >= 0 else "",
+            names[prediction],
+            certificates.format_radius(radius),
+            str(int(prediction == label)) if label >= 0 else "",
+            seconds_text(seconds),
+        ]
+        for index, label, prediction, radius, seconds in zip(
+            counted.indices,
+            counted.labels,
+            certified.prediction,
+            certified.radius,
+            counted.seconds,
+            strict=True,
+        )
+    ]
+    write_bytes(folder / f"{stem}.tsv", table_text([COLUMNS, *rows]))
+    write_json(
+        folder / f"{stem}.json",
+        {
+            "statement": certified.statement,
+            "valid": certified.valid,
+            "alpha": certified.alpha,
+            "interval": certified.interval,
+            "bound": certified.bound,
+            "radius_units": radius_units(source),
+            "num_examples": len(counted.indices),
+            "abstain": names[ABSTAIN],
+            "counts": counts_file,
+            "settings": counted.settings,
+            "summary": finite_or_text(summary),
+        },
+    )
+
+
+def read_certificates(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a certificates-*.tsv: idx int, radius float, the others text.
+
+    Raises:
+      UserError: if the file cannot be read as one.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        if tuple(rows[0]) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
+            raise ValueError("it lacks the columns of certificates")
+        columns = dict(zip(COLUMNS, map(np.array, zip(*rows[1:], strict=True)), strict=True))
+        index, radius = columns["idx"].astype(int), columns["radius"].astype(float)
+    except (OSError, ValueError, IndexError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} cannot be read as certificates: {reason}") from None
+    return columns | {"idx": index, "radius": radius}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decisions:
+    """What examples came to at one target radius; arrays (N,) of whole numbers.
+
+    forwards: passes of a network. candidate: the class in question. successes, tested: fresh draws
+    for it, and all. decision: of `sequential`.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    forwards: np.ndarray
+    candidate: np.ndarray
+    successes: np.ndarray
+    tested: np.ndarray
+    decision: np.ndarray
+    settings: dict[str, Any]
+    seconds: np.ndarray
+
+    @property
+    def draws(self) -> np.ndarray:
+        """All draws, those that chose the candidate included."""
+        return self.settings["batches"][0] + self.tested
+
+    @property
+    def prediction(self) -> np.ndarray:
+        """The class where it is certified, else ABSTAIN."""
+        return np.where(self.decision == sequential.CERTIFIED, self.candidate, ABSTAIN)
+
+    @property
+    def stem(self) -> str:
+        """What its files are called, without suffix."""
+        identity = short_id([self.settings, self.indices.tolist()])
+        radius, number = self.settings["target_radius"], len(self.indices)
+        return f"target-r{radius:g}-{number}ex-{identity}"
+
+    @property
+    def statement(self) -> str:
+        radius, alpha = self.settings["target_radius"], self.settings["alpha"]
+        return (
+            f"a class marked certified holds for every change with L2 norm up to {radius:g}, each "
+            f"with probability at least {1 - alpha:g} (anytime-valid test on fresh draws)"
+        )
+
+
+def write_decisions(folder: Path, decided: Decisions, summary: Summary) -> None:
+    """Writes target-*.tsv, a row an example, and target-*.json, what the decisions rest on."""
+    source = decided.settings["data"]
+    names, prediction, draws = class_names(source), decided.prediction, decided.draws
+    rows = [
+        [
+            str(decided.indices[i]),
+            names[label] if label >= 0 else "",
+            names[prediction[i]],
+            DECISION_NAMES[decided.decision[i]],
+            str(draws[i]),
+            str(decided.forwards[i]),
+            str(int(prediction[i] == label)) if label >= 0 else "",
+            seconds_text(decided.seconds[i]),
+        ]
+        for i, label in enumerate(decided.labels.tolist())
+    ]
+    write_bytes(folder / f"{decided.stem}.tsv", table_text([DECISION_COLUMNS, *rows]))
+    write_json(
+        folder / f"{decided.stem}.json",
+        {
+            "statement": decided.statement,
+            "valid": True,
+            "alpha": decided.settings["alpha"],
+            "radius_units": radius_units(source),
+            "num_examples": len(decided.indices),
+            "abstain": names[ABSTAIN],
+            "settings": decided.settings,
+            "summary": {what: float(value) for what, value, _ in summary},
+        },
+    )
+
+
+def class_names(source: Mapping[str, Any]) -> list[str]:
+    """The classes of a record's data, and last, where a prediction of -1 finds it, abstention."""
+    classes = source["classes"]
+    names = ("-1", "abstain", *(f"abstain_{number}" for number in range(len(classes))))
+    return [*classes, next(name for name in names if name not in classes)]
+
+
+def radius_units(source: Mapping[str, Any]) -> str:
+    return f"L2 norm, in the units of the series (scaling: {source['scaling']})"
+
+
+def short_id(settings: Any) -> str:
+    """Ten hexadecimal digits that tell settings apart, in names of files."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def finite_or_text(summary: Summary) -> dict[str, float | str]:
+    """A summary for JSON, which has no NaN (no correct prediction) and no infinity (Sison-Glaz)."""
+    return {what: value if np.isfinite(value) else str(value) for what, value, _ in summary}
+
+
+def table_text(rows: Sequence[Sequence[str]]) -> bytes:
+    """Rows of cells as tab-separated lines."""
+    return "".join("\t".join(row) + "\n" for row in rows).encode()
+
+
+def seconds_text(seconds: float) -> str:
+    """H:MM:SS.ffffff, the form of the `time` column in Cohen et al.'s files."""
+    full = math.floor(seconds)
+    micros = int((seconds - full) * 1e6)
+    return f"{full // 3600}:{full // 60 % 60:02d}:{full % 60:02d}.{micros:06d}"

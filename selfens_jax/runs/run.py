@@ -1,0 +1,297 @@
+"""The run directory of a trained network, or ensemble: saved, loaded, gone on with."""
+
+import contextlib
+import csv
+import io
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from orbax.checkpoint import v1 as ocp
+
+from selfens_jax import masks, models
+from selfens_jax.ensembles import DeepEnsemble, SelfEnsemble, deep_ensemble, self_ensemble
+from selfens_jax.errors import UserError
+from selfens_jax.runs.files import read_json, read_npz, write_bytes, write_json, write_npz
+from selfens_jax.runs.provenance import digest
+from selfens_jax.streams import stream
+
+HISTORY_FIELDS = ("epoch", "member", "loss", "accuracy", "learning_rate")
+
+
+def directory(
+    root: str | Path, dataset: str, model: str, ensemble: str, sigma: float, seed: int
+) -> Path:
+    """Where the run of these settings lives, absolute."""
+    return Path(root).absolute() / dataset / model / ensemble / f"sigma={sigma:g}" / f"seed={seed}"
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """What a run's config.json says of it.
+
+    Raises:
+      UserError: if it is damaged.
+    """
+    config = read_json(run / "config.json")
+    try:
+        source = config["data"]
+        known = {"ensemble", "keep", "seed"} <= config.keys() and {
+            "name",
+            "sha256",
+        } <= source.keys()
+        known &= config["model"] in models.NAMES and len(source["classes"]) >= 2
+        known &= 0 <= config["sigma"] < math.inf
+        sizes = (source["length"], source["num_channels"], config["num_members"])
+        known &= all(isinstance(size, int) and size >= 1 for size in sizes)
+    except (AttributeError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise UserError(
+            f"{run / 'config.json'} is damaged or was not written by train.py; train again with "
+            "--overwrite"
+        )
+    return config
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Saves a tree of arrays with orbax; the directory appears whole or not at all."""
+    if path.exists():
+        shutil.rmtree(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _literal(path) as name:
+        ocp.save(name, tree)
+
+
+def load_tree(path: Path, like: Any) -> Any:
+    """Loads a tree with the structure, shapes and types of `like` (arrays or jax.eval_shape's).
+
+    Raises:
+      UserError: if the checkpoint is damaged or holds something else.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like
+    )
+    try:
+        with _literal(path) as name:
+            loaded = ocp.load(name, abstract)
+    except Exception as error:
+        # Orbax's errors for damaged or foreign checkpoints have no common type.
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise UserError(
+            f"the checkpoint {path} cannot be read ({reason}); train again with --overwrite"
+        ) from error
+    # Orbax binds arrays to one device, and JAX refuses them beside those spread over several.
+    return jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), loaded)
+
+
+@contextlib.contextmanager
+def _literal(path: Path) -> Iterator[Path]:
+    """The path under a name that Orbax takes as it is: *, ?, [ and \\ make patterns to it."""
+    if not set("*?[]\\") & set(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "run"
+        link.symlink_to(path.parent.absolute(), target_is_directory=True)
+        yield link / path.name
+
+
+def load_networks(run: Path) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """The architecture of a finished run, its members' variables stacked, and its configuration.
+
+    `models.unstack(variables)` gives each member's; `single`, `mb` and `mc` have one.
+
+    Raises:
+      UserError: if the run is incomplete or damaged.
+    """
+    config = read_config(run)
+    source = config["data"]
+    model = models.create(config["model"], len(source["classes"]))
+    x = jnp.zeros((1, source["length"], source["num_channels"]))
+    one = dict(jax.eval_shape(model.init, jax.random.key(0), x))
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((config["num_members"], *leaf.shape), leaf.dtype), one
+    )
+    variables = load_tree(run.absolute() / "checkpoint", like)
+    file = run / "checkpoint.json"  # which older runs lack
+    if file.exists() and read_json(file) != {"sha256": digest(variables)}:
+        raise UserError(
+            f"the checkpoint {run / 'checkpoint'} holds other numbers than were trained: it is "
+            "damaged; train again with --overwrite"
+        )
+    return model, variables, config
+
+
+def load_classifier(
+    run: Path,
+    *,
+    num_masks: int = 5,
+    mask_seed: int | None = None,
+    masks_folder: Path | None = None,
+) -> tuple[SelfEnsemble | DeepEnsemble, dict[str, Any]]:
+    """The ensemble that a finished run makes, and the settings that say which it is.
+
+    The masks of `mb` and `mc` are drawn from their seed, kept in the run, and compared with what
+    is kept there.
+
+    Args:
+      num_masks: m, for `mb` and `mc`.
+      mask_seed: of the masks; the run's seed if None.
+      masks_folder: where masks that the run lacks are kept, if not in the run.
+
+    Raises:
+      UserError: if the run is incomplete or damaged, or holds other masks.
+    """
+    model, stacked, config = load_networks(run)
+    predict, identity = make_classifier(model, stacked, config, num_masks, mask_seed)
+    if config["ensemble"] in ("mb", "mc"):
+        file = run / f"masks-m{num_masks}-seed{identity['mask_seed']}.npz"
+        if not file.exists() and masks_folder is not None:  # for the results of several runs
+            file = masks_folder / f"masks-{identity['masks_sha256'][:10]}.npz"
+        keep_masks(file, np.asarray(predict.masks), identity)
+    return predict, identity
+
+
+def keep_masks(file: Path, drawn: np.ndarray, identity: dict[str, Any]) -> None:
+    """Writes the masks that a seed gave, or compares them with those that the file holds.
+
+    Raises:
+      UserError: if it holds others.
+    """
+    if not file.exists():
+        write_npz(file, masks=drawn.astype(np.uint8))
+    stored = read_npz(file, ["masks"])["masks"].astype(np.float32)
+    if digest(stored) != identity["masks_sha256"]:
+        raise UserError(
+            f"{file} holds other masks than seed {identity['mask_seed']} gives; move it away to "
+            "use these"
+        )
+
+
+def make_classifier(
+    model: nn.Module,
+    stacked: Any,
+    config: dict[str, Any],
+    num_masks: int = 5,
+    mask_seed: int | None = None,
+) -> tuple[SelfEnsemble | DeepEnsemble, dict[str, Any]]:
+    """The ensemble that trained networks make, and the settings that say which it is.
+
+    Args:
+      model, stacked, config: from `load_networks`; of config its model, ensemble, num_members,
+        keep, seed and the data's length.
+      num_masks, mask_seed: as in `load_classifier`.
+    """
+    members, ensemble = config["num_members"], config["ensemble"]
+    known = {"model": config["model"], "ensemble": ensemble, "weights_sha256": digest(stacked)}
+    if ensemble == "de":
+        return deep_ensemble(model, stacked), {**known, "num_members": members}
+    (variables,) = models.unstack(stacked)
+    mask_seed = config["seed"] if mask_seed is None else mask_seed
+    num_masks, keep = (num_masks, config["keep"]) if ensemble in ("mb", "mc") else (1, 1.0)
+    key, length = stream(mask_seed, "masks"), config["data"]["length"]
+    drawn = np.asarray(masks.draw(ensemble, key, num_masks, length, keep))
+    identity = {
+        "num_masks": num_masks,
+        "keep": keep,
+        "mask_seed": mask_seed,
+        "masks_sha256": digest(drawn),
+    }
+    return self_ensemble(model, variables, drawn), {**known, **identity}
+
+
+def save_progress(run: Path, epoch: int, states: Any, history: Iterable[dict[str, float]]) -> None:
+    """Saves resumable training states; the latest complete ones always stay on disk."""
+    # History first: rows beyond the saved states are dropped on resumption, missing ones are lost.
+    write_history(run, history)
+    save_tree(run / "progress" / str(epoch), states)
+    for older in _epochs(run):
+        if older < epoch:
+            shutil.rmtree(run / "progress" / str(older))
+
+
+def load_progress(run: Path, like: Any) -> tuple[int, Any, list[dict[str, float]]] | None:
+    """(epoch, states, history) of the latest saved progress; None if there is none."""
+    epochs = _epochs(run)
+    if not epochs:
+        return None
+    states = load_tree(run / "progress" / str(epochs[-1]), like)
+    return epochs[-1], states, [row for row in read_history(run) if row["epoch"] <= epochs[-1]]
+
+
+def save_networks(run: Path, variables: Any, history: Iterable[dict[str, float]]) -> None:
+    """Saves the final variables, which is what makes a run finished, and reads them back.
+
+    Raises:
+      UserError: if they cannot be read back as they are; the run then stays unfinished, with its
+        progress.
+    """
+    write_history(run, history)
+    save_tree(run / "checkpoint", variables)
+    written = digest(variables)
+    try:
+        same = digest(load_tree(run / "checkpoint", variables)) == written
+        reason = "the checkpoint holds other numbers than were written"
+    except UserError as error:
+        same, reason = False, str(error.__cause__ or error).strip().split("\n")[0]
+    if not same:
+        shutil.rmtree(run / "checkpoint", ignore_errors=True)
+        raise UserError(
+            f"{run}: the trained network cannot be read back ({reason}); choose another --runs_dir"
+        )
+    write_json(run / "checkpoint.json", {"sha256": written})
+    shutil.rmtree(run / "progress", ignore_errors=True)
+
+
+def is_finished(run: Path) -> bool:
+    return (run / "checkpoint").is_dir()
+
+
+def is_begun(run: Path) -> bool:
+    """Whether something has been trained: the run is finished, or has progress."""
+    return is_finished(run) or bool(_epochs(run))
+
+
+def write_history(run: Path, history: Iterable[dict[str, float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, HISTORY_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    write_bytes(run / "history.csv", text.getvalue().encode())
+
+
+def read_history(run: Path) -> list[dict[str, float]]:
+    with (run / "history.csv").open() as file:
+        return [
+            {
+                name: int(value) if name in ("epoch", "member") else float(value)
+                for name, value in row.items()
+            }
+            for row in csv.DictReader(file)
+        ]
+
+
+def write_training_time(run: Path, seconds: float) -> None:
+    """Records the seconds of training so far; to be written before the progress they led to."""
+    write_json(run / "training_time.json", {"seconds": seconds})
+
+
+def read_training_time(run: Path) -> float | None:
+    """Seconds of training, over all parts of one that was killed; None if they were not kept."""
+    file = run / "training_time.json"
+    return float(read_json(file)["seconds"]) if file.exists() else None
+
+
+def _epochs(run: Path) -> list[int]:
+    # Orbax writes to a directory with a longer name and renames it: a bare number is complete.
+    progress = run / "progress"
+    names = [entry.name for entry in progress.iterdir()] if progress.is_dir() else []
+    return sorted(int(name) for name in names if name.isdigit())
