@@ -56,6 +56,8 @@ def main() -> None:
         )
     dataset = trained.load_data(run, config)
     chosen = counting.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
+    if (dataset.y_test[chosen] < 0).any():
+        raise UserError(f"{dataset.name}: an attack needs to know the labels of the test series")
     predict, classifier = trained.load_classifier(run)
     draws = {"attack_draws": FLAGS.attack_draws, "num_draws": FLAGS.num_draws}
     settings = {
@@ -201,7 +203,7 @@ def report(settings: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) 
         f"{source['name']}, {settings['model']}, {settings['ensemble']}, "
         f"sigma {settings['sigma']:g}, PGD-L2 on {settings['target']}"
     )
-    note = f"prediction: {judged}; series: {cli.provenance(source)}"
+    note = f"prediction: {judged}; series: {cli.provenance(settings)}"
     shown = draw(file.with_suffix(".png"), settings, arrays, norms, title, note)
     runs.write_json(
         file.with_suffix(".json"),
@@ -230,7 +232,7 @@ def report(settings: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) 
 
     print(f"{title}, {len(labels)} examples")
     print(f"  prediction: {judged}")
-    print(f"  series: {cli.provenance(source)}; epsilon and norms are L2, in their units")
+    print(f"  series: {cli.provenance(settings)}; epsilon and norms are L2, in their units")
     print(f"  {'accuracy before the attack':<30} {clean_accuracy:.2%}")
     heads = ("epsilon", "wrong, of all", "of initially correct", "mean L2 norm")
     print("  " + "".join(f"{head:>22}" for head in heads))

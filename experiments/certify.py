@@ -3,6 +3,7 @@
     python experiments/certify.py --ensemble=mc
     python experiments/certify.py --from_counts=runs/.../counts-....npz --alpha=0.01
     python experiments/certify.py --ensemble=mc --target_radius=0.4
+    python experiments/certify.py --run_dir=runs/... --series=new.npz --report
 
 A killed command, started again, goes on and ends with the same files.
 """
@@ -13,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from common import cli, decisions, processes, trained
+from common import cli, decisions, processes, summaries, trained
 
-from selfens_jax import blocks, certificates, counting, metrics, plots, runs, smoothing
+from selfens_jax import blocks, certificates, counting, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.runs import records
 from selfens_jax.runs.records import Counts
@@ -39,6 +40,12 @@ flags.DEFINE_bool(
     "paper", False, "Radii as the paper's code computes them. They are NOT valid certificates."
 )
 cli.define_path("from_counts", None, "Certify saved counts again, without a model.")
+cli.define_path(
+    "series",
+    None,
+    "Certify the series of this file, with labels or without.",
+)
+flags.DEFINE_bool("report", False, "Write a page, .html, with every series and its certificate.")
 FLAGS = flags.FLAGS
 WITH_SAVED_COUNTS = ("from_counts", "output_dir", "compilation_cache")  # beside this file's own
 
@@ -50,7 +57,7 @@ def main() -> None:
         counted = records.read_counts(path)
         check_budget(counted.settings["num_draws"], len(counted.settings["data"]["classes"]))
         folder = trained.output_folder(path.parent)
-        return write(counted, certify(counted), folder, path.stem.removeprefix("counts-"))
+        return write(counted, folder, path.stem.removeprefix("counts-"))
     share = processes.start()
     run, config = trained.find_run(noisy=True)
     folder = trained.output_folder(run)
@@ -68,7 +75,7 @@ def main() -> None:
     counted = counting.count_examples(job, FLAGS.num_draws, folder, share, Progress(job))
     if counted is not None:
         records.write_counts(folder, counted)
-        write(counted, certify(counted), folder, counted.name)
+        write(counted, folder, counted.name, job.x[job.chosen] if FLAGS.report else None)
     return None
 
 
@@ -80,26 +87,45 @@ def make_job(run: Path, config: dict[str, Any], batch_size: int) -> counting.Job
     """
     if FLAGS.precision != "float32" and jax.default_backend() == "cpu":
         raise UserError(f"--precision={FLAGS.precision}: a CPU computes in float32; leave it out")
-    dataset = trained.load_data(run, config)
-    chosen = counting.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
+    x, labels, of_series = load_series(run, config)
+    chosen = counting.evenly_spaced(FLAGS.num_examples, len(x))
     predict, classifier = trained.load_classifier(run)
     if FLAGS.consensus is not None:
         predict = smoothing.consensus(predict, FLAGS.consensus)
         classifier["consensus"] = FLAGS.consensus
     settings = {
         **trained.shared_settings(config, classifier),
+        **of_series,
         "draws_per_block": blocks.default_draws_per_block(),
         "precision": FLAGS.precision,
     }
     return counting.Job(
-        x=dataset.x_test,
-        labels=dataset.y_test,
+        x=x,
+        labels=labels,
         chosen=chosen,
         predict=predict,
         settings=settings,
         batch_size=batch_size if FLAGS.batch_size is None else FLAGS.batch_size,
         mesh=counting.local_mesh(),
     )
+
+
+def load_series(run: Path, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """The series (n, T, C) to certify, their labels (n,), and what settings say of them."""
+    if FLAGS.series is None:
+        dataset = trained.load_data(run, config)
+        if not len(dataset.x_test):
+            raise UserError(f"{dataset.name} has no test split; --series=FILE certifies new series")
+        return dataset.x_test, dataset.y_test, {}
+    series = cli.load_new_series(FLAGS, config["data"])
+    labels = np.full(len(series.x), -1) if series.labels is None else series.labels
+    described = {"name": series.name, "sha256": series.sha256, "number": len(series.x)}
+    prepared = {
+        name: FLAGS[name].value
+        for name in ("unequal", "missing", "channels_first")
+        if FLAGS[name].value != FLAGS[name].default
+    }
+    return series.x, labels, {"series": {**described, **prepared}}
 
 
 def check_flags() -> None:
@@ -116,6 +142,12 @@ def check_flags() -> None:
                         f"--from_counts has its votes, with all they rest on; leave out "
                         f"--{flag.name}"
                     )
+    if FLAGS.report and FLAGS.from_counts is not None:
+        raise UserError(
+            "--report draws the series, which --from_counts lacks; leave it out"
+        )
+    if FLAGS.report and FLAGS.target_radius is not None:
+        raise UserError("--report is of radii, --target_radius of one; leave one of them out")
     if FLAGS.paper:
         for name in ("alpha", "interval", "bound", "target_radius"):
             if FLAGS[name].present:
@@ -146,13 +178,13 @@ class Progress:
 
     def __call__(self, examples: np.ndarray, votes: np.ndarray) -> str:
         prediction = certify_votes(votes, self.job.settings["sigma"]).prediction
+        labels = self.job.labels[examples]
         self.done += len(examples)
-        self.right += int((prediction == self.job.labels[examples]).sum())
+        if (self.job.labels < 0).all():
+            self.right += int((prediction >= 0).sum())
+            return f"certified {self.right / self.done:.1%}"
+        self.right += int((prediction == labels).sum())
         return f"certified and correct {self.right / self.done:.1%}"
-
-
-def certify(counted: Counts) -> certificates.Certificates:
-    return certify_votes(counted.counts, counted.settings["sigma"])
 
 
 def certify_votes(counts: np.ndarray, sigma: float) -> certificates.Certificates:
@@ -162,60 +194,31 @@ def certify_votes(counts: np.ndarray, sigma: float) -> certificates.Certificates
     return certificates.certify_counts(counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound)
 
 
-def write(counted: Counts, certified: certificates.Certificates, folder: Path, name: str) -> None:
-    """Writes the certificates, their record and curve; prints what they come to."""
-    settings, source = counted.settings, counted.settings["data"]
+def write(counted: Counts, folder: Path, name: str, series: np.ndarray | None = None) -> None:
+    """Writes the certificates, their record, curve and page; prints what they come to.
+
+    series: (N, T, C), for the page; None for none.
+    """
+    certified = certify_votes(counted.counts, counted.settings["sigma"])
     if not FLAGS.paper and (FLAGS.interval, FLAGS.bound) == ("clopper_pearson", "cohen"):
         how = f"alpha{FLAGS.alpha:g}"
     else:
         how = "paper" if FLAGS.paper else f"alpha{FLAGS.alpha:g}-{FLAGS.interval}-{FLAGS.bound}"
     stem = f"certificates-{name}-{how}"
-    correct = certified.prediction == counted.labels
-    table = summary(counted, certified)
-
+    table = summaries.summary(counted, certified)
     records.write_certificates(folder, stem, counted, certified, table, f"counts-{name}.npz")
-    note = f"{certified.statement}; series: {cli.provenance(source)}"
-    title = counting.title(settings, len(counted.indices))
-    curve = {f"n = {settings['num_draws']}": (certified.radius, correct)}
-    runs.write_bytes(
-        folder / f"{stem}.png", plots.certified_accuracy_curve(curve, title, note=note)
+    runs.write_bytes(folder / f"{stem}.png", summaries.curve(counted, certified))
+    endings = [".json", ".png"]
+    if series is not None:
+        runs.write_bytes(folder / f"{stem}.html", summaries.page(counted, certified, series))
+        endings.append(".html")
+    cli.print_summary(
+        counting.title(counted.settings, len(counted.indices)),
+        certified.statement,
+        counted.settings,
+        table,
+        f"{folder / stem}.tsv ({', '.join(endings)})",
     )
-
-    written = f"{folder / stem}.tsv (.json, .png)"
-    cli.print_summary(title, certified.statement, source, table, written)
-
-
-def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple[str, float, str]]:
-    """What the certificates come to: (what, value, its format); radii in the series' units."""
-    prediction, radius, labels = certified.prediction, certified.radius, counted.labels
-    most_voted = counted.counts.argmax(axis=1)
-    radii = np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * counted.settings["sigma"]
-    certified_accuracy = metrics.certified_accuracy(prediction, radius, labels, radii)
-    shares = [
-        ("accuracy of the most voted class", metrics.accuracy(most_voted, labels)),
-        ("certified and correct", metrics.accuracy(prediction, labels)),
-        ("abstentions", metrics.abstention_rate(prediction)),
-        ("series of the most frequent class", metrics.most_frequent_share(labels)),
-    ]
-    means = [
-        (
-            "ACR (wrong or abstained = 0)",
-            metrics.average_certified_radius(prediction, radius, labels),
-        ),
-        ("mean radius, all predictions", metrics.mean_radius(prediction, radius)),
-        (
-            "mean radius, correct predictions",
-            metrics.mean_radius_of_correct(prediction, radius, labels),
-        ),
-    ]
-    curve = [
-        (f"certified accuracy at r = {r:g}", float(share))
-        for r, share in zip(radii, certified_accuracy, strict=True)
-    ]
-    num_draws = counted.settings["num_draws"]
-    cost = [("forward passes a draw", float(counted.forwards.mean() / num_draws))]
-    forms = ((shares, ".2%"), (means, ".4f"), (curve, ".2%"), (cost, ".2f"))
-    return [(what, value, form) for rows, form in forms for what, value in rows]
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ from selfens_jax.errors import UserError, check_resolution, check_series
 EXAMPLES_PER_CALL = 4  # times 16 draws and 5 masks, the activations of a gradient fit any machine
 _STARTS, _STEPS, _COMPARISON = range(3)
 
+_Array = jax.Array | np.ndarray  # NumPy's until a compiled function takes it
+_State = tuple[_Array, _Array, jax.Array]  # the current series, the worst so far and its loss
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +46,11 @@ class _Attack:
     """What is attacked, on one call's examples; B = EXAMPLES_PER_CALL."""
 
     predict: Predict
-    sigma: np.ndarray  # ()
-    x: np.ndarray  # (B, T, C)
-    y: np.ndarray  # (B,)
-    epsilon: np.ndarray  # (B,)
-    step_size: np.ndarray  # (B,)
+    sigma: jax.Array | np.float32  # ()
+    x: _Array  # (B, T, C)
+    y: _Array  # (B,)
+    epsilon: _Array  # (B,)
+    step_size: _Array  # (B,)
     keys: jax.Array  # (B,) of the examples
 
 
@@ -69,10 +72,12 @@ def pgd_l2(
 
     Args:
       predict: maps series (B, T, C) to logits (B, K), as in `smoothing`.
-      x: (N, T, C) original series; y: (N,) the classes to move away from.
+      x: (N, T, C) original series.
+      y: (N,) the classes to move away from.
       epsilon: the radius of the L2 ball, one for all or (N,).
       key: random key of starts and noise.
-      sigma, num_draws: the noise of a smoothed classifier and its draws for each step's gradient.
+      sigma: standard deviation of the noise of a smoothed classifier; 0 for any other.
+      num_draws: noise draws for each step's gradient.
       steps: gradient steps from each start.
       step_size: length of a step; 2.5 epsilon / steps if None.
       restarts: random starts, uniform in the ball. Of the points that the steps reach, the one of
@@ -113,12 +118,16 @@ def pgd_l2(
     num_draws = num_draws if sigma > 0 else 1
     step_sizes = 2.5 * epsilon / steps if step_size is None else np.full_like(epsilon, step_size)
 
-    def attack(*block: np.ndarray) -> np.ndarray:
-        *of_examples, index = block
+    def attack(
+        x: np.ndarray,
+        y: np.ndarray,
+        epsilon: np.ndarray,
+        step_size: np.ndarray,
+        index: np.ndarray,
+    ) -> _Array:
         keys = jax.vmap(partial(jax.random.fold_in, key))(index)
-        return _climb(
-            _Attack(predict, np.float32(sigma), *of_examples, keys), steps, restarts, num_draws
-        )
+        block = _Attack(predict, np.float32(sigma), x, y, epsilon, step_size, keys)
+        return _climb(block, steps, restarts, num_draws)
 
     return _in_blocks(attack, x, y, epsilon, step_sizes, indices.astype(np.uint32))
 
@@ -155,7 +164,7 @@ def success_rates(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> 
 _logits = jax.jit(lambda predict, x: mean_logits(predict, x))
 
 
-def _in_blocks(function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.ndarray:
+def _in_blocks(function: Callable[..., _Array], *arrays: np.ndarray) -> np.ndarray:
     """function(*arrays), EXAMPLES_PER_CALL rows at a time, the last block padded with copies."""
     results = []
     for first in range(0, len(arrays[0]), EXAMPLES_PER_CALL):
@@ -166,14 +175,14 @@ def _in_blocks(function: Callable[..., jax.Array], *arrays: np.ndarray) -> np.nd
     return np.concatenate(results)
 
 
-def _climb(attack: _Attack, steps: int, restarts: int, num_draws: int) -> jax.Array:
+def _climb(attack: _Attack, steps: int, restarts: int, num_draws: int) -> _Array:
     """The series (B, T, C) of highest loss that any restart comes by."""
-    of_starts, of_steps = _fold_in(attack.keys, _STARTS), _fold_in(attack.keys, _STEPS)
+    start_keys, step_keys = _fold_in(attack.keys, _STARTS), _fold_in(attack.keys, _STEPS)
     worst = attack.x
     worst_loss = _compared(attack, worst, num_draws)
     for restart in range(restarts):
-        current = _start(_fold_in(of_starts, restart), attack.x, attack.epsilon)
-        keys, state = _fold_in(of_steps, restart), (current, worst, worst_loss)
+        current = _start(_fold_in(start_keys, restart), attack.x, attack.epsilon)
+        keys, state = _fold_in(step_keys, restart), (current, worst, worst_loss)
         # As in training: on CPU a convolution's gradient must stay out of control flow.
         if jax.default_backend() == "cpu":
             for step in range(steps):
@@ -184,8 +193,10 @@ def _climb(attack: _Attack, steps: int, restarts: int, num_draws: int) -> jax.Ar
     return worst
 
 
-def _step(attack: _Attack, keys: jax.Array, state: tuple, step: jax.Array, num_draws: int) -> tuple:
-    """One PGD step; state is the current series, the worst so far and its loss."""
+def _step(
+    attack: _Attack, keys: jax.Array, state: _State, step: jax.Array | np.uint32, num_draws: int
+) -> _State:
+    """One PGD step."""
     current, worst, worst_loss = state
     noise_keys = _fold_in(keys, step)
     gradient = jax.grad(lambda series: _loss(attack, noise_keys, series, num_draws).sum())(current)
@@ -197,7 +208,7 @@ def _step(attack: _Attack, keys: jax.Array, state: tuple, step: jax.Array, num_d
     return moved, worst, jnp.where(higher, loss, worst_loss)
 
 
-def _loss(attack: _Attack, keys: jax.Array, series: jax.Array, num_draws: int) -> jax.Array:
+def _loss(attack: _Attack, keys: jax.Array, series: _Array, num_draws: int) -> jax.Array:
     """-log mean_d softmax(predict(series + sigma * noise_d))_y, (B,)."""
     shape = (num_draws, *series.shape[1:])
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
@@ -209,7 +220,7 @@ def _loss(attack: _Attack, keys: jax.Array, series: jax.Array, num_draws: int) -
 
 
 @partial(jax.jit, static_argnums=2)
-def _compared(attack: _Attack, series: jax.Array, num_draws: int) -> jax.Array:
+def _compared(attack: _Attack, series: _Array, num_draws: int) -> jax.Array:
     """The loss on the draws that choose which point is kept."""
     return _loss(attack, _fold_in(attack.keys, _COMPARISON), series, num_draws)
 
@@ -219,28 +230,28 @@ _compiled_step = partial(jax.jit, static_argnums=4)(_step)
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _scanned_steps(
-    attack: _Attack, keys: jax.Array, state: tuple, steps: int, num_draws: int
-) -> tuple:
-    def body(carry: tuple, step: jax.Array) -> tuple[tuple, None]:
+    attack: _Attack, keys: jax.Array, state: _State, steps: int, num_draws: int
+) -> _State:
+    def body(carry: _State, step: jax.Array) -> tuple[_State, None]:
         return _step(attack, keys, carry, step, num_draws), None
 
     return jax.lax.scan(body, state, jnp.arange(steps, dtype=jnp.uint32))[0]
 
 
 @jax.jit
-def _start(keys: jax.Array, x: jax.Array, epsilon: jax.Array) -> jax.Array:
+def _start(keys: jax.Array, x: _Array, epsilon: _Array) -> jax.Array:
     """A uniform draw from each ball: a normal direction at radius epsilon u^(1 / dimension)."""
 
-    def of_one(key: jax.Array, centre: jax.Array, radius: jax.Array) -> jax.Array:
+    def start_of_one(key: jax.Array, centre: _Array, radius: _Array) -> jax.Array:
         direction_key, radius_key = jax.random.split(key)
         direction = jax.random.normal(direction_key, centre.shape)
         share = jax.random.uniform(radius_key) ** (1 / centre.size)
         return centre + radius * share * direction / jnp.linalg.norm(direction)
 
-    return jax.vmap(of_one)(keys, x, epsilon)
+    return jax.vmap(start_of_one)(keys, x, epsilon)
 
 
-def _project(moved: jax.Array, x: jax.Array, epsilon: jax.Array) -> jax.Array:
+def _project(moved: jax.Array, x: _Array, epsilon: _Array) -> _Array:
     difference = moved - x
     scale = jnp.minimum(1.0, epsilon[:, None, None] / _norm(difference))
     return x + scale * difference
@@ -255,5 +266,5 @@ def _norm(x: jax.Array) -> jax.Array:
     return largest * (jnp.sqrt(((x / largest) ** 2).sum(axis=(1, 2), keepdims=True)) + 1e-7)
 
 
-def _fold_in(keys: jax.Array, number: int | jax.Array) -> jax.Array:
+def _fold_in(keys: jax.Array, number: int | np.uint32 | jax.Array) -> jax.Array:
     return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -51,7 +52,7 @@ class Block:
     """Some draws of one example, and what their votes depend on."""
 
     predict: Any
-    sigma: jax.Array
+    sigma: jax.Array | np.float32
     key: jax.Array
     series: jax.Array  # (T, C)
     index: jax.Array  # of the example in its data set
@@ -138,9 +139,9 @@ def cut(program: Program, first_draw: int, num_draws: int) -> tuple[np.ndarray, 
     blocks = -(-num_draws // program.draws_per_block)
     draws = np.full(blocks * program.draws_per_block, NO_DRAW)
     draws[:num_draws] = first_draw + np.arange(num_draws)
-    of_one = draws.reshape(blocks, program.draws_per_block)
+    draws = draws.reshape(blocks, program.draws_per_block)
     num_examples = len(program.x)
-    return np.repeat(np.arange(num_examples), blocks), np.tile(of_one, (num_examples, 1))
+    return np.repeat(np.arange(num_examples), blocks), np.tile(draws, (num_examples, 1))
 
 
 def gather(
@@ -236,8 +237,11 @@ def _call(
     shared = (program.predict, program.sigma, program.key)
     with jax.default_matmul_precision(program.precision):
         if on_host:
-            blocks = (Block(*shared, *one, program.num_classes) for one in zip(*each, strict=True))
-            return jax.tree.map(lambda *r: np.stack(r), *(function(block) for block in blocks))
+            results = [
+                function(Block(*shared, series, index, block_draws, program.num_classes), *others)
+                for series, index, block_draws, *others in zip(*each, strict=True)
+            ]
+            return jax.tree.map(lambda *r: np.stack(r), *results)
         return _on_device(
             *shared,
             each,
@@ -260,8 +264,8 @@ def _on_device(
 ) -> Any:
     """function(block) of every block; each: series, index, draws and more, blocks first."""
 
-    def all_blocks(predict: Any, sigma: jax.Array, key: jax.Array, each: tuple) -> Any:
-        def one_block(one: tuple) -> Any:
+    def all_blocks(predict: Any, sigma: jax.Array, key: jax.Array, each: tuple[Any, ...]) -> Any:
+        def one_block(one: tuple[Any, ...]) -> Any:
             series, index, draws, *more = one
             return function(Block(predict, sigma, key, series, index, draws, num_classes), *more)
 
@@ -283,7 +287,7 @@ def _on_device(
 def _check_key(key: Any) -> jax.Array:
     # Other generators make noise that depends on how the draws are put into blocks.
     try:
-        if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
             known = key.shape == () and str(jax.random.key_impl(key)) == "threefry2x32"
         else:
             known = key.shape == (2,) and key.dtype == np.uint32

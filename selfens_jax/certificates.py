@@ -62,6 +62,7 @@ import math
 
 import numpy as np
 import scipy  # loads stats and optimize, which take a second, only where they are used
+from numpy.typing import ArrayLike
 from scipy import special
 
 from selfens_jax.errors import MAX_DRAWS, UserError, check_alpha, check_counts, check_sigma
@@ -81,12 +82,13 @@ _MARGIN = 1e-12
 class Certificates:
     """Predictions with radii, and what they rest on. Arrays have the shape (...,) of the examples.
 
-    prediction: int64, the class, or ABSTAIN (-1).
-    radius: float64, L2, in the units of the series that enters the noise; 0 where abstaining.
-    p_a, p_b: float64, the lower bound of the top class and the upper bound of every other class.
-    sigma, alpha, interval, bound: as given; alpha is the level that was really used.
-    valid: whether the module's guarantee covers these certificates.
-    statement: one line that says so, for outputs.
+    Attributes:
+      prediction: int64, the class, or ABSTAIN (-1).
+      radius: float64, L2, in the units of the series that enters the noise; 0 where abstaining.
+      p_a, p_b: float64, the lower bound of the top class and the upper bound of every other class.
+      sigma, alpha, interval, bound: as given; alpha is the level that was really used.
+      valid: whether the module's guarantee covers these certificates.
+      statement: one line that says so, for outputs.
     """
 
     prediction: np.ndarray
@@ -102,14 +104,22 @@ class Certificates:
 
 
 def check_budget(
-    num_draws: int, alpha: float, num_classes: int, interval="clopper_pearson", bound="cohen"
+    num_draws: int,
+    alpha: float,
+    num_classes: int,
+    interval: str = "clopper_pearson",
+    bound: str = "cohen",
 ) -> None:
     """Refuses a number of draws with which no series could be certified.
 
-    num_draws: n. alpha, interval, bound: as in ``certify_counts``.
+    Args:
+      num_draws: n.
+      num_classes: K.
+      alpha, interval, bound: as in ``certify_counts``.
 
-    Raises UserError if all n votes for one class would still be an abstention; it names the least n
-    that is enough.
+    Raises:
+      UserError: if all n votes for one class would still be an abstention; it names the least n
+        that is enough.
     """
 
     def enough(draws: int) -> bool:
@@ -131,24 +141,32 @@ def check_budget(
 
 
 def certify_counts(
-    counts, sigma: float, alpha: float = 0.001, interval="clopper_pearson", bound="cohen"
+    counts: ArrayLike,
+    sigma: float,
+    alpha: float = 0.001,
+    interval: str = "clopper_pearson",
+    bound: str = "cohen",
 ) -> Certificates:
     """Certificates from votes; with the default interval, valid with probability 1 - alpha each.
 
-    counts: (..., K) votes per class, K >= 2, nonnegative integers (a float array is taken if every
-        entry is an integer, a boolean one is not); rows may have different totals.
-    sigma: standard deviation of the noise, in the units of the series.
-    alpha: probability, per example, that the certificate is false.
-    interval: "clopper_pearson" bounds the top class from below at alpha/2 and the rest by p_B =
+    Args:
+      counts: (..., K) votes per class, K >= 2, nonnegative integers (a float array is taken if
+        every entry is an integer, a boolean one is not); rows may have different totals.
+      sigma: standard deviation of the noise, in the units of the series.
+      alpha: probability, per example, that the certificate is false.
+      interval: "clopper_pearson" bounds the top class from below at alpha/2 and the rest by p_B =
         1 - p_A (see the module's Guarantee; the only valid choice). "goodman" (approximate) and
         "sison_glaz" (not valid) are simultaneous intervals at alpha over all classes: p_A is the
         lower bound of the top class and p_B the upper bound of the best other one.
-    bound: "cohen", the tight one, or "renyi", the paper's Eq. (6), never larger.
+      bound: "cohen", the tight one, or "renyi", the paper's Eq. (6), never larger.
 
-    Abstains unless p_A > p_B; a tie for the top class therefore abstains under every interval.
-    The radius is infinite only if p_A is 1, which only the Sison-Glaz interval ever claims.
+    Returns:
+      Certificates that abstain unless p_A > p_B; a tie for the top class therefore abstains under
+      every interval. The radius is infinite only if p_A is 1, which only the Sison-Glaz interval
+      ever claims.
 
-    Raises UserError for bad counts, sigma, alpha or names.
+    Raises:
+      UserError: for bad counts, sigma, alpha or names.
     """
     counts, sigma, alpha = check_counts(counts), check_sigma(sigma), check_alpha(alpha)
     _check_name("interval", interval, INTERVALS)
@@ -180,13 +198,18 @@ def certify_counts(
     )
 
 
-def certify_counts_as_published(counts, sigma: float) -> Certificates:
+def certify_counts_as_published(counts: ArrayLike, sigma: float) -> Certificates:
     """What the paper's published code computes, for comparison. NOT valid certificates.
 
     Sison-Glaz intervals at 0.05 whatever level was asked for, Eq. (6) on 100 orders from 1.01 to 2,
     no abstention: the first of tied classes wins, and since Eq. (6) is symmetric in p_A and p_B,
-    reversed intervals (p_A < p_B) get a positive radius too. counts, sigma, errors: as in
-    ``certify_counts``.
+    reversed intervals (p_A < p_B) get a positive radius too.
+
+    Args:
+      counts, sigma: as in ``certify_counts``.
+
+    Raises:
+      UserError: for bad counts or sigma.
     """
     counts, sigma = check_counts(counts), check_sigma(sigma)
     p_a, p_b = _top_two(counts, *sison_glaz_intervals(counts, PAPER_ALPHA, as_in_r=True))
@@ -206,11 +229,20 @@ def certify_counts_as_published(counts, sigma: float) -> Certificates:
     )
 
 
-def clopper_pearson_lower(successes, totals, level: float) -> np.ndarray:
+def clopper_pearson_lower(successes: ArrayLike, totals: ArrayLike, level: float) -> np.ndarray:
     """Exact lower confidence bound of a binomial probability, rounded down.
 
-    successes, totals: integers of one shape (or broadcasting); level: in (0, 1). For every p the
-    bound exceeds p with probability at most `level` (Clopper & Pearson 1934).
+    For every p the bound exceeds p with probability at most `level` (Clopper & Pearson 1934).
+
+    Args:
+      successes, totals: integers of one shape (or broadcasting).
+      level: in (0, 1).
+
+    Returns:
+      (...,) float64.
+
+    Raises:
+      UserError: for a bad level, or successes outside [0, total].
     """
     level = check_alpha(level)
     successes, totals = np.broadcast_arrays(successes, totals)
@@ -222,13 +254,20 @@ def clopper_pearson_lower(successes, totals, level: float) -> np.ndarray:
     return np.where(successes > 0, bound, 0.0)
 
 
-def goodman_intervals(counts, alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def goodman_intervals(counts: ArrayLike, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """Simultaneous intervals of Goodman (1965), (lower, upper), each (..., K). Approximate.
 
     Score intervals for every class at alpha/K. They rest on the normal approximation, which is
     poor where a class has few votes, as it has wherever a radius is large. No rate above alpha was
-    found by the enumeration in experiments/interval_coverage.py, but nothing proves that there is
-    none.
+    found by the enumeration in experiments/studies/interval_coverage.py, but nothing proves that
+    there is none.
+
+    Args:
+      counts: (..., K) votes.
+      alpha: probability that some class lies outside its interval.
+
+    Raises:
+      UserError: for bad counts or alpha.
     """
     counts, alpha = check_counts(counts), check_alpha(alpha)
     n = counts.sum(axis=-1, keepdims=True)
@@ -238,7 +277,9 @@ def goodman_intervals(counts, alpha: float) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(lower / (2 * (n + q)), 0, 1), np.clip(upper / (2 * (n + q)), 0, 1)
 
 
-def sison_glaz_intervals(counts, alpha: float, as_in_r=False) -> tuple[np.ndarray, np.ndarray]:
+def sison_glaz_intervals(
+    counts: ArrayLike, alpha: float, as_in_r: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Simultaneous intervals of Sison & Glaz (1995), (lower, upper), each (..., K). Not valid here.
 
     With c the largest integer for which nu(c), their approximation to the probability that every
@@ -247,8 +288,13 @@ def sison_glaz_intervals(counts, alpha: float, as_in_r=False) -> tuple[np.ndarra
     all the votes c is 0 and the lower bound is the observed frequency itself. Where nu never
     reaches 1 - alpha (tiny n or alpha) the interval is [0, 1].
 
-    as_in_r: leave out the squared skewness, as R's MultinomialCI does: its formula runs over two
+    Args:
+      counts, alpha: as in ``goodman_intervals``.
+      as_in_r: leave out the squared skewness, as R's MultinomialCI does: its formula runs over two
         lines and R ends it at the first. It moves the bounds in the fifth digit.
+
+    Raises:
+      UserError: for bad counts or alpha.
     """
     counts, alpha = check_counts(counts), check_alpha(alpha)
     x = counts.reshape(-1, counts.shape[-1])
@@ -279,7 +325,9 @@ def sison_glaz_intervals(counts, alpha: float, as_in_r=False) -> tuple[np.ndarra
 def _probability_of_sum(raw: list[np.ndarray], as_in_r: bool) -> np.ndarray:
     """P(every X_i in its window) times the density at 0 of the sum of X_i - x_i; (rows,).
 
-    raw: unnormalised moments 0 to 4 of X_i - x_i within the window, each (rows, K).
+    Args:
+      raw: unnormalised moments 0 to 4 of X_i - x_i within the window, each (rows, K).
+      as_in_r: as in ``sison_glaz_intervals``.
     """
     mass = raw[0]
     m1, m2, m3, m4 = (moment / mass for moment in raw[1:])
@@ -296,11 +344,22 @@ def _probability_of_sum(raw: list[np.ndarray], as_in_r: bool) -> np.ndarray:
     return mass.prod(axis=-1) * scipy.stats.norm.pdf(z) * edgeworth / np.sqrt(total)
 
 
-def cohen_radius(p_a, p_b, sigma: float) -> np.ndarray:
+def cohen_radius(p_a: ArrayLike, p_b: ArrayLike, sigma: float) -> np.ndarray:
     """sigma/2 (Phi^-1(p_A) - Phi^-1(p_B)), rounded down; 0 where p_A <= p_B (Cohen et al. 2019).
 
-    p_a, p_b: (...,) lower bound of the top class, upper bound of the others. Tight: no larger
-    radius holds for every classifier with these probabilities. Infinite where p_A = 1 or p_B = 0.
+    Tight: no larger radius holds for every classifier with these probabilities. Infinite where
+    p_A = 1 or p_B = 0.
+
+    Args:
+      p_a: (...,) lower bound of the top class.
+      p_b: (...,) upper bound of the others.
+      sigma: standard deviation of the noise.
+
+    Returns:
+      (...,) float64, in the units of sigma.
+
+    Raises:
+      UserError: for probabilities outside [0, 1], or a bad sigma.
     """
     p_a, p_b, sigma = _check_probability(p_a), _check_probability(p_b), check_sigma(sigma)
     z_a, z_b = special.ndtri(p_a), special.ndtri(p_b)
@@ -309,12 +368,12 @@ def cohen_radius(p_a, p_b, sigma: float) -> np.ndarray:
     return np.where(p_a > p_b, sigma / 2 * np.maximum(gap, 0), 0.0)
 
 
-def renyi_radius(p_a, p_b, sigma: float) -> np.ndarray:
+def renyi_radius(p_a: ArrayLike, p_b: ArrayLike, sigma: float) -> np.ndarray:
     """The radius of the paper's Eq. (6), rounded down; 0 where p_A <= p_B (Li et al. 2019).
 
-    p_a, p_b: (...,) as in ``cohen_radius``. The supremum over every order above 1 is bracketed on a
-    logarithmic grid and refined by bounded minimisation, once per distinct pair; each order gives a
-    valid radius, so an imperfect search costs size, never validity.
+    The supremum over every order above 1 is bracketed on a logarithmic grid and refined by bounded
+    minimisation, once per distinct pair; each order gives a valid radius, so an imperfect search
+    costs size, never validity. Arguments, result, errors: as in ``cohen_radius``.
     """
     p_a, p_b, sigma = _check_probability(p_a), _check_probability(p_b), check_sigma(sigma)
     p_a, p_b = np.broadcast_arrays(p_a, p_b)
@@ -340,13 +399,15 @@ def _best_renyi_squared(p_a: float, p_b: float) -> float:
     return max(-refined.fun, on_grid[best], on_paper_grid)
 
 
-def renyi_squared(order, p_a, p_b) -> np.ndarray:
+def renyi_squared(order: float | np.ndarray, p_a: ArrayLike, p_b: ArrayLike) -> np.ndarray:
     """(L / sigma)^2 of Eq. (6) at one order, -2/order log(1 - 2 M_1 + 2 M_{1-order}), rounded down.
-
-    order: of the Renyi divergence, above 1; p_a, p_b: probabilities, which broadcast with it.
 
     The bracket has derivatives (M/p)^order - 1 in p = p_A and p = p_B, and p_B <= M <= p_A: it
     falls in p_A and rises in p_B, so a lower bound of p_A and an upper one of p_B are safe.
+
+    Args:
+      order: of the Renyi divergence, above 1.
+      p_a, p_b: probabilities, which broadcast with it.
     """
     high, low = np.maximum(p_a, p_b), np.minimum(p_a, p_b)
     with np.errstate(divide="ignore"):  # p_B = 0 makes the mean of negative order 0
@@ -362,7 +423,12 @@ def renyi_squared(order, p_a, p_b) -> np.ndarray:
 def format_radius(radius: float, digits: int = 6) -> str:
     """The radius in decimal, rounded down exactly: the number read back never exceeds it.
 
-    Raises UserError for a negative or NaN radius; an infinite one is "inf".
+    Args:
+      radius: nonnegative; an infinite one is "inf".
+      digits: after the point.
+
+    Raises:
+      UserError: for a negative or NaN radius.
     """
     radius = float(radius)
     if not radius >= 0:
@@ -374,20 +440,22 @@ def format_radius(radius: float, digits: int = 6) -> str:
     return format(exact.quantize(decimal.Decimal(1).scaleb(-digits), context=context), "f")
 
 
-def _top_two(counts, lower, upper) -> tuple[np.ndarray, np.ndarray]:
+def _top_two(
+    counts: np.ndarray, lower: np.ndarray, upper: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Of intervals (..., K), the lower bound of the top class and the largest upper of the rest."""
     top = counts.argmax(axis=-1)[..., None]
     p_a = np.take_along_axis(lower, top, axis=-1)[..., 0]
     return p_a, np.where(np.arange(counts.shape[-1]) == top, 0.0, upper).max(axis=-1)
 
 
-def _check_probability(p) -> np.ndarray:
+def _check_probability(p: ArrayLike) -> np.ndarray:
     p = np.asarray(p, dtype=np.float64)
     if not np.all((p >= 0) & (p <= 1)):
         raise UserError("probabilities must lie in [0, 1]")
     return p
 
 
-def _check_name(what: str, name, known: tuple[str, ...]) -> None:
+def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
         raise UserError(f"unknown {what} {name!r}: choose one of {', '.join(known)}")

@@ -34,18 +34,22 @@ _LOOKS = 2  # other orders, and other neighbours, that a classifier is shown
 class HostClassifier:
     """A classifier of NumPy, PyTorch, Keras, scikit-learn or aeon, which JAX cannot compile.
 
-    function: maps float32 NumPy series (B, T, C) to scores (B, K), or to class indices (B,).
-    num_classes: K for class indices, which must lie below it.
+    Attributes:
+      function: maps float32 NumPy series (B, T, C) to scores (B, K), or to class indices (B,).
+      num_classes: K for class indices, which must lie below it.
     """
 
     function: Callable[[np.ndarray], Any]
     num_classes: int = 256
 
-    def __call__(self, x: jax.Array | np.ndarray) -> np.ndarray:
-        """Scores (B, K), float32; of class indices, 1 for the class and 0 for the others."""
+    def __call__(self, x: jax.Array | np.ndarray) -> Any:
+        """Scores (B, K), float32; of class indices, 1 for the class and 0 for the others.
+
+        What is no array is handed on: `mean_logits` says what is wrong with it.
+        """
         answer = self.function(np.array(x, np.float32))  # a copy, which it may change
         if isinstance(answer, tuple | list | dict) or answer is None:
-            return answer  # `mean_logits` says what is wrong
+            return answer
         scores = np.asarray(answer)
         if scores.dtype.kind in "iu" and scores.shape == (len(x),):
             return self._one_hot(scores)
@@ -60,9 +64,7 @@ class HostClassifier:
         return (indices[:, None] == np.arange(self.num_classes)).astype(np.float32)
 
 
-def as_classifier(
-    predict: Any, variables: Any = None, num_classes: int | None = None
-) -> Predict | HostClassifier:
+def as_classifier(predict: Any, variables: Any = None, num_classes: int | None = None) -> Predict:
     """`predict` as something that blocks of draws can be shown to.
 
     A pytree stays as it is: its leaves are arguments of compiled programs. A Linen module becomes
@@ -114,11 +116,11 @@ class _NnxCall:
 
 
 def check_classifier(
-    predict: Predict | HostClassifier, x: np.ndarray, sigma: float, batch: int, precision: str
-) -> tuple[Predict | HostClassifier, int]:
+    predict: Predict, x: np.ndarray, sigma: float, batch: int, precision: str
+) -> tuple[Predict, int]:
     """Refuses what is not one classifier of single series; returns it and its number of classes.
 
-    The logits of a batch must stay as they are, up to rounding, when its rows change places and
+    The logits of a batch must stay as they are, up to rounding, when its rows are reordered and
     when some rows are replaced by others. That is looked at on one batch of the series under noise:
     what changes elsewhere only is not found. The networks of `models` are known to pass.
 
@@ -147,9 +149,7 @@ def check_classifier(
     return predict, num_classes
 
 
-def _traced_or_called(
-    predict: Predict | HostClassifier, shape: tuple[int, ...]
-) -> tuple[Predict | HostClassifier, int]:
+def _traced_or_called(predict: Predict, shape: tuple[int, ...]) -> tuple[Predict, int]:
     """The classifier, as one of the host if JAX cannot trace it, and its number of classes."""
     if not isinstance(predict, HostClassifier):
         try:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from selfens_jax import locks, sequential, smoothing
+from selfens_jax import data, locks, sequential, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.runs.logs import Entry, append_log, open_log, read_log
 from selfens_jax.runs.records import DECISION_NAMES, Counts, Decisions, short_id
@@ -53,6 +53,10 @@ class Job:
         """Forward passes that a draw costs without consensus."""
         predict = self.predict
         return (predict.ensemble if isinstance(predict, smoothing.Consensus) else predict).size
+
+    def series_sha256(self) -> np.ndarray:
+        """(N,) what tells each chosen series from others, in 16 hexadecimal digits."""
+        return np.array([data.series_digest(self.x[i])[:16] for i in self.chosen])
 
     def count(
         self, examples: np.ndarray, first_draw: int, num_draws: int
@@ -145,6 +149,7 @@ def count_examples(
         forwards=values[:, 0],
         settings=settings,
         seconds=np.array([entries[i].seconds for i in job.chosen]),
+        series_sha256=job.series_sha256(),
     )
 
 
@@ -219,6 +224,7 @@ def decide_examples(
         decision=decision,
         settings=settings,
         seconds=np.array([entries[i].seconds for i in job.chosen]),
+        series_sha256=job.series_sha256(),
     )
 
 
@@ -332,7 +338,9 @@ def local_mesh() -> jax.sharding.Mesh | None:
 def title(settings: dict[str, Any], num_examples: int) -> str:
     """What was certified, in a line."""
     consensus = f" (consensus of {settings['consensus']})" if "consensus" in settings else ""
+    name = settings["data"]["name"]
+    name = f"{settings['series']['name']}, {name}'s" if "series" in settings else f"{name},"
     return (
-        f"{settings['data']['name']}, {settings['model']}, {settings['ensemble']}{consensus}, "
+        f"{name} {settings['model']}, {settings['ensemble']}{consensus}, "
         f"sigma {settings['sigma']:g}, {num_examples} examples"
     )

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import ArrayLike
 
 from selfens_jax import models
 from selfens_jax.errors import UserError
 
-Predict = Callable[[jax.Array], jax.Array]
+Predict = Callable[[Any], Any]  # series (B, T, C) -> logits (B, K), which `mean_logits` checks
 
 
 @jax.tree_util.register_dataclass
@@ -37,7 +38,7 @@ class SelfEnsemble:
     """predict: series (B, T, C) -> mean logits (B, K) of one network under m masks (Eq. 7)."""
 
     model: nn.Module = dataclasses.field(metadata={"static": True})
-    variables: dict
+    variables: dict[str, Any]
     masks: jax.Array
 
     @property
@@ -63,7 +64,7 @@ class DeepEnsemble:
     """predict: series (B, T, C) -> mean logits (B, K) of independently trained networks (Eq. 5)."""
 
     model: nn.Module = dataclasses.field(metadata={"static": True})
-    stacked_variables: dict
+    stacked_variables: dict[str, Any]
 
     @property
     def size(self) -> int:
@@ -86,7 +87,7 @@ class Consensus:
     """predict: mean logits of the first members where they agree on the class, else of all.
 
     One more fixed classifier (Horvath et al., "Boosting randomized smoothing with variance reduced
-    classifiers", 2021), certified as its own: not an approximation of the whole ensemble's votes.
+    classifiers", 2021), certified as its own: not an approximation of the full ensemble's votes.
     Called, it evaluates every member; `smoothing.count_consensus_votes` evaluates the others only
     where the first disagree.
     """
@@ -110,7 +111,7 @@ class Consensus:
         return jnp.where(agreed[:, None], first_sum / self.first, self.complete(x, first_sum))
 
 
-def self_ensemble(model: nn.Module, variables: dict, masks: jax.Array) -> SelfEnsemble:
+def self_ensemble(model: nn.Module, variables: dict[str, Any], masks: ArrayLike) -> SelfEnsemble:
     """The self-ensemble of a network under masks (m, T); m = 1 and ones is the plain network.
 
     Raises:
@@ -122,7 +123,7 @@ def self_ensemble(model: nn.Module, variables: dict, masks: jax.Array) -> SelfEn
     return SelfEnsemble(model, variables, jnp.asarray(masks, jnp.float32))
 
 
-def deep_ensemble(model: nn.Module, stacked_variables: dict) -> DeepEnsemble:
+def deep_ensemble(model: nn.Module, stacked_variables: dict[str, Any]) -> DeepEnsemble:
     """The deep ensemble of members whose variables are stacked along a first axis."""
     return DeepEnsemble(model, stacked_variables)
 
@@ -141,7 +142,7 @@ def consensus(ensemble: SelfEnsemble | DeepEnsemble, first: int) -> Consensus:
     return Consensus(ensemble, first)
 
 
-def mean_logits(predict: Predict, x: jax.Array) -> jax.Array:
+def mean_logits(predict: Predict, x: jax.Array | np.ndarray) -> jax.Array:
     """Logits (B, K) of `predict` for series x (B, T, C); ensembles average over their members.
 
     Raises:

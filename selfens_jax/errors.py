@@ -2,8 +2,10 @@
 
 import math
 import numbers
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 MAX_DRAWS = 10**8  # up to here the quantiles in `certificates` were compared with precise ones
 
@@ -16,8 +18,8 @@ class UserError(ValueError):
     """
 
 
-def check_counts(counts) -> np.ndarray:
-    """Votes (..., K), K >= 2, as int64: nonnegative whole numbers, some in every row."""
+def check_counts(counts: ArrayLike) -> np.ndarray:
+    """Votes (..., K), K >= 2, as int64: nonnegative whole numbers, at least one in every row."""
     try:
         counts = np.asarray(counts)
     except ValueError:
@@ -34,12 +36,10 @@ def check_counts(counts) -> np.ndarray:
     return counts.astype(np.int64)
 
 
-def check_number(what: str, value, low: float, high: float) -> float:
+def check_number(what: str, value: Any, low: float, high: float) -> float:
     """A real number strictly between low and high; arrays of one number without axes are too."""
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    real |= getattr(value, "shape", None) == () and value.dtype.kind in "iuf"
     try:
-        number = float(value) if real else math.nan
+        number = float(value) if _is_real(value) else math.nan
     except OverflowError:
         number = math.inf
     if not low < number < high:
@@ -47,7 +47,13 @@ def check_number(what: str, value, low: float, high: float) -> float:
     return number
 
 
-def check_series(x) -> np.ndarray:
+def _is_real(value: Any) -> bool:
+    if isinstance(value, numbers.Real):
+        return not isinstance(value, bool)
+    return getattr(value, "shape", None) == () and value.dtype.kind in "iuf"
+
+
+def check_series(x: ArrayLike) -> np.ndarray:
     """Series (N, T, C) as float32, all finite: what noise is added to."""
     if np.ma.is_masked(x):
         raise UserError("x has values under a mask: fill them, or leave their series out")
@@ -104,20 +110,20 @@ def check_resolution(x: np.ndarray, sigma: float) -> None:
         )
 
 
-def check_whole(what: str, value, least: int) -> int:
+def check_whole(what: str, value: Any, least: int) -> int:
     """A whole number of at least `least`."""
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not (whole and value >= least):
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integer or int(value) < least:
         raise UserError(f"{what} must be a whole number of at least {least}, not {value!r}")
     return int(value)
 
 
-def check_sigma(sigma) -> float:
+def check_sigma(sigma: float) -> float:
     """A standard deviation of noise that a radius can be computed with."""
     # The range keeps radii clear of overflow and underflow, where rounding down would fail.
     return check_number("sigma", sigma, 1e-100, 1e100)
 
 
-def check_alpha(alpha) -> float:
+def check_alpha(alpha: float) -> float:
     """A probability of failure, neither 0 nor 1."""
     return check_number("alpha", alpha, 0, 1)

@@ -1,6 +1,7 @@
 """Labels: what one may be, which look the same, their order, and lines of text that begin so."""
 
 import collections
+import contextlib
 import decimal
 import itertools
 import math
@@ -11,13 +12,16 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 
 from selfens_jax.errors import UserError
+from selfens_jax.preparation import FILL_IT, ONE_LENGTH, Preparation
 
+REFUSE = Preparation()
 SEPARATORS = "the separators that are read are tab, comma and blanks"
 
 # What tables write where there is no value, pandas' own list included; compared without case.
 _MISSING = re.compile(
     r"(nan?|n/a|n\.a\.?|\.|#na|#n/a( n/a)?|none|null|nat|<na>|\?|-?1\.#(ind|qnan))?"
 )
+_PLAIN = re.compile(r"[0-9eE+. -]*")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
@@ -125,6 +129,15 @@ def remedy(label: str, train: Sequence[str], column: str) -> str:
     return f"is it {alike[0]!r}? then write it so" if alike else "remove it"
 
 
+def find(label: str, classes: Sequence[str]) -> int | None:
+    """Which class the label is: the one written so, else the only one of the same number."""
+    label = label.strip()
+    if label in classes:
+        return classes.index(label)
+    same = [i for i, other in enumerate(classes) if is_number(label) and look(other) == look(label)]
+    return same[0] if len(same) == 1 else None
+
+
 def _all_differ(train: Sequence[str]) -> bool:
     return len(set(train)) == len(train) >= 4
 
@@ -138,20 +151,27 @@ def order(labels: Collection[str]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=lambda label: (numbers.get(label, 0.0), label)))
 
 
-def read_line(line: str, at: str, first: bool) -> tuple[str, list[float]]:
+def split(line: str) -> list[str]:
+    """The fields of a line: separated by tabs, else by commas, else by blanks."""
+    return line.split(next((s for s in "\t," if s in line), None))  # None: any run of blanks
+
+
+def read_line(
+    line: str, at: str, first: bool, how: Preparation = REFUSE
+) -> tuple[str, list[float]]:
     """The label and the values of a line of a UCR text file.
 
     Args:
-        line: a label, then values; separated by tabs, else by commas, else by blanks.
+        line: a label, then values; separated as in `split`.
         at: what error messages call the line.
         first: whether it is the first, which could be a header.
+        how: whether values may be missing; they are then NaN.
 
     Raises:
         UserError: the line is not certainly of this form; the message names the column.
     """
     header = ": a header? then remove the line" if first else ""
-    separator = next((s for s in "\t," if s in line), None)  # None: any run of blanks
-    label, *cells = line.split(separator)
+    label, *cells = split(line)
     label = label.strip()
     if not label:
         raise UserError(f"{at}, column 1: the label is missing{header}")
@@ -165,14 +185,39 @@ def read_line(line: str, at: str, first: bool) -> tuple[str, list[float]]:
             f"{at}, column 1: after {quoted(label)} it is not clear where values begin and end: "
             f"write decimals with a point; {SEPARATORS}"
         )
+    return archive_spelling(label), read_values(cells, f"{at}, column", 2, header, how)
+
+
+def read_values(
+    cells: Sequence[str], at: str, first: int = 1, header: str = "", how: Preparation = REFUSE
+) -> list[float]:
+    """Cells as numbers, NaN where a value is missing and may be.
+
+    Args:
+        cells: numbers as text.
+        at: what error messages call a cell, before its number.
+        first: the first cell's number.
+        header: what error messages add, where the line could be a header.
+        how: whether values may be missing.
+
+    Raises:
+        UserError: a cell is not a finite number, nor missing where it may be.
+    """
+    if _PLAIN.fullmatch("".join(cells)):  # of these characters float makes what is_number takes
+        with contextlib.suppress(ValueError):
+            values = [float(cell) for cell in cells]
+            if all(map(math.isfinite, values)):
+                return values
     values = []
-    for column, cell in enumerate(cells, start=2):
+    for place, cell in enumerate(cells):
         value = float(cell) if is_number(cell) else math.nan
         if not math.isfinite(value):
-            wrong = _cell_problem(cells[column - 2 :], header)
-            raise UserError(f"{at}, column {column}: {wrong}")
+            wrong = _cell_problem(cells[place:], header, how)
+            if wrong:
+                raise UserError(f"{at} {first + place}: {wrong}")
+            value = math.nan
         values.append(value)
-    return archive_spelling(label), values
+    return values
 
 
 def _are_several(cell: str) -> bool:
@@ -191,15 +236,20 @@ def _are_halves(cells: list[str]) -> bool:
     )
 
 
-def _cell_problem(cells: list[str], header: str) -> str:
-    """Why the first of the cells that end a line is refused, and what to do."""
+def _cell_problem(cells: Sequence[str], header: str, how: Preparation) -> str | None:
+    """Why the first of the cells that end a line is refused, and what to do; None if it is not."""
     cell = cells[0].strip()
-    if not any(rest.strip() for rest in cells):
-        return "the line ends with a separator: remove it, or cut padded series to one length"
-    if not cell:
-        return "the value is missing: fill it, or drop the series"
+    if how.unequal == "refuse" and not any(rest.strip() for rest in cells):
+        return f"the line ends with a separator: remove it, or {ONE_LENGTH}"
     if is_missing(cell):
-        return f"{cell!r} is not a finite number: fill it, or cut padded series to one length"
+        with contextlib.suppress(ValueError):
+            if math.isinf(float(cell)):
+                return f"{cell!r} is not a finite number: replace it, or drop the series"
+        if how.allows_gaps:
+            return None
+        if not cell:
+            return f"the value is missing: {FILL_IT}, or drop the series"
+        return f"{cell!r} is not a finite number: {FILL_IT}, or {ONE_LENGTH}"
     if is_number(cell.replace("_", "")):
         return f"{cell!r} is not a number: write it without underscores"
     if is_number(cell.replace(",", ".", 1)):

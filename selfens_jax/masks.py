@@ -41,7 +41,17 @@ def continuous(key: jax.Array, num_masks: int, length: int, keep: float = 0.9) -
     (1 - keep) T / 2, at least one, steps. Runs never overlap or touch. Where keep and T are so
     small that runs this short cannot be kept apart, the limit rises to the least that can.
 
-    Args, returns, raises: as `binomial`.
+    Args:
+      key: a JAX random key.
+      num_masks: m, the number of masks.
+      length: T, the number of time steps, at least 2.
+      keep: the share of time steps that a mask keeps, in (0, 1].
+
+    Returns:
+      (m, T) float32 of zeros and ones.
+
+    Raises:
+      UserError: if an argument is outside its range.
     """
     _check(num_masks, length, keep)
     hidden = min(round((1 - keep) * length), length - 1)
@@ -53,7 +63,15 @@ def continuous(key: jax.Array, num_masks: int, length: int, keep: float = 0.9) -
 
 
 def draw(ensemble: str, key: jax.Array, num_masks: int, length: int, keep: float) -> jax.Array:
-    """The (m, T) masks of an ensemble: `mb` binomial, `mc` continuous, else all ones."""
+    """The (m, T) masks of an ensemble: `mb` binomial, `mc` continuous, else all ones.
+
+    Args:
+      ensemble: one of `ENSEMBLES`.
+      key, num_masks, length, keep: as in `binomial`.
+
+    Raises:
+      UserError: if an argument of a mask is outside its range.
+    """
     if ensemble == "mb":
         return binomial(key, num_masks, length, keep)
     if ensemble == "mc":

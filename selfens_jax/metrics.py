@@ -17,41 +17,51 @@ for every test series, so that is what to compare with, giving the other beside 
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from selfens_jax.errors import UserError
 
 
-def accuracy(prediction, labels) -> float:
+def accuracy(prediction: ArrayLike, labels: ArrayLike) -> float:
     """The share of predictions that are correct; abstentions are not."""
     return float(np.mean(_correct(prediction, labels)))
 
 
-def abstention_rate(prediction) -> float:
+def abstention_rate(prediction: ArrayLike) -> float:
     """The share of abstentions."""
     return float(np.mean(_vector("prediction", prediction) < 0))
 
 
-def most_frequent_share(labels) -> float:
+def most_frequent_share(labels: ArrayLike) -> float:
     """The share of the most frequent class: the accuracy of naming it whatever the series."""
     counts = np.unique(_vector("labels", labels), return_counts=True)[1]
     return float(counts.max() / counts.sum())
 
 
-def certified_accuracy(prediction, radius, labels, radii) -> np.ndarray:
-    """The share that is correct with a radius of at least r, for each r in `radii`; float64.
+def certified_accuracy(
+    prediction: ArrayLike, radius: ArrayLike, labels: ArrayLike, radii: ArrayLike
+) -> np.ndarray:
+    """The share that is correct with a radius of at least r, for each r in `radii`.
 
-    radii: (...,), and so the result. "At least" as in the analysis code of Cohen et al. (2019).
+    "At least" as in the analysis code of Cohen et al. (2019).
+
+    Args:
+      prediction, radius, labels: (n,), see the module.
+      radii: (...,).
+
+    Returns:
+      (...,) float64.
     """
     correct, radius = _correct(prediction, labels), _radius(radius, prediction)
     return np.mean(correct & (radius >= np.asarray(radii)[..., None]), axis=-1)
 
 
-def credited_radius(prediction, radius, labels) -> np.ndarray:
+def credited_radius(prediction: ArrayLike, radius: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """(N,) radii, 0 for a wrong prediction or an abstention."""
     return np.where(_correct(prediction, labels), _radius(radius, prediction), 0.0)
 
 
-def average_certified_radius(prediction, radius, labels) -> float:
+def average_certified_radius(prediction: ArrayLike, radius: ArrayLike, labels: ArrayLike) -> float:
     """The field's ACR: mean radius with 0 for a wrong prediction or an abstention.
 
     Zhai et al., MACER, ICLR 2020; the area under the curve of `certified_accuracy`.
@@ -59,26 +69,26 @@ def average_certified_radius(prediction, radius, labels) -> float:
     return float(np.mean(credited_radius(prediction, radius, labels)))
 
 
-def mean_radius(prediction, radius) -> float:
+def mean_radius(prediction: ArrayLike, radius: ArrayLike) -> float:
     """Mean radius over all predictions, right or wrong, with 0 for abstentions; see the module."""
     radius = _radius(radius, prediction)
     return float(np.mean(np.where(np.asarray(prediction) >= 0, radius, 0.0)))
 
 
-def mean_radius_of_correct(prediction, radius, labels) -> float:
+def mean_radius_of_correct(prediction: ArrayLike, radius: ArrayLike, labels: ArrayLike) -> float:
     """Mean radius over the correct predictions only; NaN if there is none."""
     correct, radius = _correct(prediction, labels), _radius(radius, prediction)
     return float(np.mean(radius[correct])) if correct.any() else float("nan")
 
 
-def _vector(what: str, values) -> np.ndarray:
+def _vector(what: str, values: ArrayLike) -> np.ndarray:
     values = np.asarray(values)
     if values.ndim != 1 or values.size == 0:
         raise UserError(f"{what} must be a nonempty vector, got shape {values.shape}")
     return values
 
 
-def _correct(prediction, labels) -> np.ndarray:
+def _correct(prediction: ArrayLike, labels: ArrayLike) -> np.ndarray:
     prediction, labels = _vector("prediction", prediction), _vector("labels", labels)
     if prediction.shape != labels.shape:
         raise UserError(f"{prediction.size} predictions but {labels.size} labels")
@@ -87,7 +97,7 @@ def _correct(prediction, labels) -> np.ndarray:
     return prediction == labels
 
 
-def _radius(radius, prediction) -> np.ndarray:
+def _radius(radius: ArrayLike, prediction: ArrayLike) -> np.ndarray:
     prediction, radius = _vector("prediction", prediction), _vector("radius", radius)
     if prediction.shape != radius.shape:
         raise UserError(f"{prediction.size} predictions but {radius.size} radii")

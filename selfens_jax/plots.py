@@ -16,15 +16,20 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 
 def certified_accuracy_curve(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, note: str = ""
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    title: str,
+    note: str = "",
+    what: str = "certified accuracy",
 ) -> bytes:
     """A PNG of certified accuracy against radius; curves: as in `draw_certified_accuracy`.
 
     note: small print below the axes: what the certificates rest on.
+    what: is counted: "certified accuracy", or "series certified" where labels are unknown.
     """
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
     draw_certified_accuracy(axes, curves)
+    axes.set_ylabel(f"{what} at r (%)")
     axes.set_title(title)
     axes.legend(frameon=False)
     return png(figure, title, note)

@@ -68,6 +68,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 
 from selfens_jax.errors import UserError, check_alpha, check_counts, check_number, check_sigma
@@ -83,10 +84,11 @@ _MARGIN = 1e-6  # added to log(1/alpha); log e-values are exact to 1e-7 up to _M
 class State:
     """Where the tests stand. Arrays have the shape (N,) of the examples.
 
-    candidate: int64, the class A whose radius is in question.
-    successes, draws: int64, fresh draws that voted for A, and all fresh draws.
-    decision: int64, CERTIFIED (1), REJECTED (-1) or OPEN (0); final once it is not OPEN.
-    p0, alpha, alpha_futility: as given.
+    Attributes:
+      candidate: int64, the class A whose radius is in question.
+      successes, draws: int64, fresh draws that voted for A, and all fresh draws.
+      decision: int64, CERTIFIED (1), REJECTED (-1) or OPEN (0); final once it is not OPEN.
+      p0, alpha, alpha_futility: as given.
     """
 
     candidate: np.ndarray
@@ -103,26 +105,36 @@ class State:
         return np.flatnonzero(self.decision == OPEN)
 
 
-def begin(selection, p0: float, alpha: float = 0.001, alpha_futility=None) -> State:
+def begin(
+    selection: ArrayLike, p0: float, alpha: float = 0.001, alpha_futility: float | None = None
+) -> State:
     """The state after the selection sample: candidates, and not one draw tested.
 
-    selection: (N, K) votes of that sample; of tied classes the first is the candidate.
-    p0: from ``certified_share``. alpha, alpha_futility: error of CERTIFIED and of REJECTED, per
-        example; alpha_futility is alpha if None.
+    Args:
+      selection: (N, K) votes of that sample; of tied classes the first is the candidate.
+      p0: from ``certified_share``.
+      alpha: error of CERTIFIED, per example.
+      alpha_futility: error of REJECTED, per example; alpha if None.
 
-    Raises UserError for bad votes, p0 or levels.
+    Raises:
+      UserError: for bad votes, p0 or levels.
     """
     candidate = _check_votes(selection).argmax(axis=1)
-    levels = _check_levels(alpha, alpha_futility)
-    return State(candidate, *np.zeros((3, len(candidate)), np.int64), _check_share(p0), *levels)
+    level, level_futility = _check_levels(alpha, alpha_futility)
+    successes, draws, decision = np.zeros((3, len(candidate)), np.int64)
+    share = _check_share(p0)
+    return State(candidate, successes, draws, decision, share, level, level_futility)
 
 
-def step(state: State, counts) -> State:
+def step(state: State, counts: ArrayLike) -> State:
     """The state after fresh draws of its open examples.
 
-    counts: (M, K) votes of draws not used before, one row for each of ``state.open``, in order.
+    Args:
+      state: of the draws before.
+      counts: (M, K) votes of draws not used before, one row for each of ``state.open``, in order.
 
-    Raises UserError for counts that are not votes or do not fit the state.
+    Raises:
+      UserError: for counts that are not votes or do not fit the state.
     """
     rows, counts = state.open, _check_votes(counts)
     if len(counts) != len(rows) or (len(rows) and state.candidate.max() >= counts.shape[1]):
@@ -145,11 +157,18 @@ def run_tests(
 ) -> tuple[State, np.ndarray]:
     """Tests examples until each is decided, or the budget is used up.
 
-    count: maps (rows (M,) of examples, first draw, number of draws) to their votes (M, K) and
+    Args:
+      count: maps (rows (M,) of examples, first draw, number of draws) to their votes (M, K) and
         their cost (M,), such as forward passes.
-    edges: from ``batches``. p0, alpha, alpha_futility: as in ``begin``.
+      num_examples: N.
+      edges: from ``batches``.
+      p0, alpha, alpha_futility: as in ``begin``.
 
-    Returns the final state, and what each example (N,) cost.
+    Returns:
+      The final state, and what each example (N,) cost.
+
+    Raises:
+      UserError: as ``begin`` and ``step``.
     """
     selection, cost = count(np.arange(num_examples), 0, edges[0])
     state = begin(selection, p0, alpha, alpha_futility)
@@ -166,8 +185,13 @@ def run_tests(
 def certified_share(radius: float, sigma: float) -> float:
     """p0 = Phi(radius / sigma), rounded up: a share of votes above it certifies the radius.
 
-    Raises UserError for a negative radius, a bad sigma, or a radius above about 8 sigma, where p0
-    is 1 in double precision.
+    Args:
+      radius: L2, in the units of the series.
+      sigma: standard deviation of the noise, in the same units.
+
+    Raises:
+      UserError: for a negative radius, a bad sigma, or a radius above about 8 sigma, where p0 is 1
+        in double precision.
     """
     sigma = check_sigma(sigma)
     radius = check_number("radius", radius, -math.inf, math.inf)
@@ -180,14 +204,25 @@ def certified_share(radius: float, sigma: float) -> float:
     return p0
 
 
-def log_e_value(successes, draws, p0: float, alternative: str = "greater") -> np.ndarray:
+def log_e_value(
+    successes: ArrayLike, draws: ArrayLike, p0: float, alternative: str = "greater"
+) -> np.ndarray:
     """Log of the evidence that p_A is "greater" (or "less") than p0; the module's E_n.
 
-    successes, draws: integers of one shape (or broadcasting). For 0 draws it is 0; it increases
-    (decreases, for "less") with the successes. Where the evidence points the other way so strongly
-    that a tail of the beta distribution leaves the floats it is -inf; the exact value is below 0.
+    For 0 draws it is 0; it increases (decreases, for "less") with the successes. Where the evidence
+    points the other way so strongly that a tail of the beta distribution leaves the floats it is
+    -inf; the exact value is below 0.
 
-    Raises UserError for bad counts, p0 or alternative.
+    Args:
+      successes, draws: integers of one shape (or broadcasting).
+      p0: from ``certified_share``.
+      alternative: "greater" or "less".
+
+    Returns:
+      (...,) float64.
+
+    Raises:
+      UserError: for bad counts, p0 or alternative.
     """
     if alternative not in _PRIORS:
         raise UserError(f"unknown alternative {alternative!r}: choose greater or less")
@@ -207,10 +242,24 @@ def log_e_value(successes, draws, p0: float, alternative: str = "greater") -> np
     return np.where(draws > 0, posterior - prior - s * np.log(p0) - f * np.log1p(-p0), 0.0)
 
 
-def decide(successes, draws, p0: float, alpha: float = 0.001, alpha_futility=None) -> np.ndarray:
+def decide(
+    successes: ArrayLike,
+    draws: ArrayLike,
+    p0: float,
+    alpha: float = 0.001,
+    alpha_futility: float | None = None,
+) -> np.ndarray:
     """CERTIFIED, REJECTED or OPEN for each count; valid at any stopping time (see the module).
 
-    successes, draws: as in ``log_e_value``; p0, alpha, alpha_futility, errors: as in ``begin``.
+    Args:
+      successes, draws: as in ``log_e_value``.
+      p0, alpha, alpha_futility: as in ``begin``.
+
+    Returns:
+      (...,) int64.
+
+    Raises:
+      UserError: for bad counts, p0 or levels.
     """
     alpha, alpha_futility = _check_levels(alpha, alpha_futility)
     certified = log_e_value(successes, draws, p0, "greater") >= _MARGIN - math.log(alpha)
@@ -221,9 +270,12 @@ def decide(successes, draws, p0: float, alpha: float = 0.001, alpha_futility=Non
 def check_budget(edges: tuple[int, ...], p0: float, alpha: float = 0.001) -> None:
     """Refuses a schedule with which nothing could be certified.
 
-    edges: from ``batches``; p0, alpha: as in ``begin``.
+    Args:
+      edges: from ``batches``.
+      p0, alpha: as in ``begin``.
 
-    Raises UserError if the budget is too small even for draws that all agree.
+    Raises:
+      UserError: if the budget is too small even for draws that all agree.
     """
     most = edges[-1] - edges[0]
     if decide(most, most, p0, alpha) != CERTIFIED:
@@ -242,16 +294,21 @@ def batches(
 ) -> tuple[int, ...]:
     """The schedule: cumulative draws, the selection sample's first, the budget last.
 
-    All are multiples of `block`, the draws that the device makes at a time. The fresh draws grow by
-    the factor `growth`, rounded up to a block, and by at least one block.
+    Args:
+      num_selection: draws of the selection sample.
+      first_batch: draws that are tested first.
+      growth: factor by which the fresh draws grow, rounded up to a block, and by at least one.
+      max_draws: the budget.
+      block: the draws that the device makes at a time; all of the above are multiples of it.
 
-    Raises UserError for counts that are no positive multiples, growth below 1 or a small budget.
+    Raises:
+      UserError: for counts that are no positive multiples, growth below 1 or a small budget.
     """
     counts = {"num_selection": num_selection, "first_batch": first_batch, "max_draws": max_draws}
     for what, value in {"block": block, **counts}.items():
         unit = 1 if what == "block" else block
-        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if not (whole and 1 <= value <= _MAX_DRAWS and value % unit == 0):
+        integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not (integer and 1 <= value <= _MAX_DRAWS and value % unit == 0):
             raise UserError(f"{what} must be a positive multiple of {unit}, not {value!r}")
     if check_number("growth", growth, 0, math.inf) < 1:
         raise UserError(f"growth must be at least 1, not {growth:g}")
@@ -264,19 +321,19 @@ def batches(
     return (*edges, int(max_draws))
 
 
-def _check_votes(counts) -> np.ndarray:
+def _check_votes(counts: ArrayLike) -> np.ndarray:
     counts = np.asarray(counts)
     if counts.ndim != 2:
         raise UserError(f"votes must be (examples, classes), not of shape {counts.shape}")
     return check_counts(counts)
 
 
-def _check_levels(alpha, alpha_futility) -> tuple[float, float]:
+def _check_levels(alpha: float, alpha_futility: float | None) -> tuple[float, float]:
     alpha = check_alpha(alpha)
     return alpha, alpha if alpha_futility is None else check_alpha(alpha_futility)
 
 
-def _check_share(p0) -> float:
+def _check_share(p0: float) -> float:
     p0 = check_number("p0", p0, 0, 1)
     if p0 < 0.5:
         raise UserError(f"p0 must be at least 1/2, not {p0:g}: the radius must not be negative")

@@ -26,7 +26,7 @@ from selfens_jax.errors import UserError
 from selfens_jax.models.layers import BATCH_NORM_MOMENTUM
 from selfens_jax.streams import stream
 
-Variables = dict
+Variables = dict[str, Any]
 CLASS_WEIGHTS = ("balanced", "none")
 
 
@@ -93,9 +93,9 @@ class TrainState:
     """One network in training; `step` counts its optimizer steps."""
 
     step: jax.Array
-    params: dict
-    batch_stats: dict
-    opt_state: optax.OptState
+    params: Any  # trees of arrays
+    batch_stats: Any
+    opt_state: Any  # of `Step.optimizer`: Adam's, then that of the plateaus
 
     @property
     def variables(self) -> Variables:
@@ -220,8 +220,12 @@ def train_step(
     """One step of Algorithm 1 on the batch that `state.step` is due; pure.
 
     Args:
+      step: what the steps of all networks share.
       class_weights: (K,), from `class_weights`.
-      x: (N, T, C) and y (N,), the whole training split.
+      noise: this network's.
+      state: this network's, before the step.
+      x: (N, T, C) series, the complete training split.
+      y: (N,) their class indices.
 
     Returns:
       The next state, and the step's loss, accuracy and learning rate.
@@ -229,7 +233,7 @@ def train_step(
     rows, inputs, dropout_key = _inputs(step, noise, state.step, x)  # M * (x + sigma * noise)
     labels = y[rows]
 
-    def loss_of(params: dict) -> tuple[jax.Array, tuple[jax.Array, dict]]:
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
         logits, batch_stats = _apply_in_training(step.model, variables, inputs, dropout_key)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -246,7 +250,7 @@ def train_step(
     metrics = {
         "loss": loss,
         "accuracy": (logits.argmax(axis=-1) == labels).mean(),
-        "learning_rate": step.learning_rate * opt_state[-1].scale,
+        "learning_rate": step.learning_rate * next_state.opt_state[-1].scale,
     }
     return next_state, metrics
 
@@ -261,12 +265,13 @@ def noisy_masked(step: Step, noise: Noise, x: jax.Array) -> jax.Array:
 
 def _apply_in_training(
     model: nn.Module, variables: Variables, inputs: jax.Array, dropout_key: jax.Array
-) -> tuple[jax.Array, dict]:
+) -> tuple[jax.Array, Any]:
     """Logits (B, K) in training, and the batch statistics after them; {} without BatchNorm."""
+    training: dict[str, Any] = {"train": True} if models.takes_train(model) else {}
     logits, updated = model.apply(
         variables,
         inputs,
-        **({"train": True} if models.takes_train(model) else {}),
+        **training,
         mutable=["batch_stats"],
         rngs={"dropout": dropout_key},
     )
@@ -274,12 +279,23 @@ def _apply_in_training(
 
 
 def train(
-    trainer: Trainer, x: np.ndarray, y: np.ndarray, states: States, epochs_per_report: int = 10
+    trainer: Trainer,
+    x: np.ndarray,
+    y: np.ndarray,
+    states: States,
+    epochs_per_report: int = 10,
 ) -> Iterator[tuple[States, Rows]]:
     """Trains every member to `config.epochs`, reporting as it goes.
 
     A run may be cut at any report and continued from its states: the final parameters are the
     same bits, however it was cut.
+
+    Args:
+      trainer: what the run is.
+      x: (N, T, C) series, the complete training split.
+      y: (N,) their class indices.
+      states: from `init_states`, or of an earlier report.
+      epochs_per_report: epochs between two reports.
 
     Yields:
       (states, rows): the members after some more epochs, and for each of these epochs and each
@@ -301,6 +317,11 @@ def train_side_by_side(
     Each ends as if it had been trained alone: on a CPU with the same bits, on an accelerator up to
     float rounding, which may depend on how many networks are trained together.
 
+    Args:
+      trainers: what the runs are.
+      states: of each run, as in `train`.
+      x, y, epochs_per_report: as in `train`.
+
     Yields:
       For each run what `train` yields.
 
@@ -315,13 +336,14 @@ def train_side_by_side(
         raise UserError("runs trained side by side may differ in sigma and seed only")
     config = configs[0]
     weights = jnp.asarray(class_weights(y, _num_classes(step.model, x, y), config.class_weights))
-    x, y = jnp.asarray(x), jnp.asarray(y)
-    noise = tuple(of_member for t in trainers for of_member in t.noise("training"))
+    series, labels = jnp.asarray(x), jnp.asarray(y)
+    noise = tuple(each for t in trainers for each in t.noise("training"))
     members = config.num_members
     done = steps.pop() // step.steps_per_epoch
     while done < config.epochs:
         epochs = min(epochs_per_report, config.epochs - done)
-        flat, metrics = _advance(step, weights, noise, flat, x, y, epochs * step.steps_per_epoch)
+        number = epochs * step.steps_per_epoch
+        flat, metrics = _advance(step, weights, noise, flat, series, labels, number)
         runs = [slice(run * members, (run + 1) * members) for run in range(len(trainers))]
         reports = [
             (flat[run], _rows({name: metrics[name][run] for name in metrics}, done, epochs))
@@ -348,14 +370,14 @@ def _refuse_divergence(config: TrainConfig, states: States, rows: Rows) -> None:
     )
 
 
-def check_finite(variables: Variables, what: str, remedy: str) -> None:
+def check_finite(variables: Any, what: str, remedy: str) -> None:
     """Raises UserError if a weight or statistic is not a finite number."""
     if not _all_finite(variables):
         raise UserError(f"{what} holds numbers that are not finite; {remedy}")
 
 
 @jax.jit
-def _all_finite(tree: Variables) -> jax.Array:
+def _all_finite(tree: Any) -> jax.Array:
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
@@ -403,14 +425,14 @@ def recalibrated(trainer: Trainer, x: np.ndarray, states: States) -> tuple[Varia
     passes = trainer.config.recalibration_passes
     if not passes or not jax.tree.leaves(states[0].batch_stats):
         return tuple(state.variables for state in states)
-    x = jnp.asarray(x)
-    momentum = _batch_norm_momentum(trainer.model, states[0], x[:1])
+    series = jnp.asarray(x)
+    momentum = _batch_norm_momentum(trainer.model, states[0], series[:1])
     finished = []
     for noise, state in zip(trainer.noise("recalibration"), states, strict=True):
         total = jax.tree.map(jnp.zeros_like, state.batch_stats)
         for number in range(passes):
             total = _add_batch_stats(
-                trainer.step, momentum, total, state.params, x, noise, jnp.int32(number)
+                trainer.step, momentum, total, state.params, series, noise, jnp.int32(number)
             )
         batch_stats = jax.tree.map(lambda leaf: leaf / passes, total)
         finished.append({"params": state.params, "batch_stats": batch_stats})
@@ -424,7 +446,7 @@ def _batch_norm_momentum(model: nn.Module, state: TrainState, x: jax.Array) -> t
         return (BATCH_NORM_MOMENTUM,) * len(jax.tree.leaves(state.batch_stats))
 
     @jax.jit
-    def updated(params: dict, stats: dict) -> list[jax.Array]:
+    def updated(params: Any, stats: Any) -> list[jax.Array]:
         variables, zeros = {"params": params, "batch_stats": stats}, jnp.zeros_like(x)
         return jax.tree.leaves(_apply_in_training(model, variables, zeros, jax.random.key(0))[1])
 
@@ -489,10 +511,10 @@ def _advance(
     """
     if jax.default_backend() == "cpu":
         ends, metrics = [], []
-        for of_network, state in zip(noise, states, strict=True):
+        for own_noise, state in zip(noise, states, strict=True):
             rows = []
             for _ in range(number):
-                state, row = _compiled_step(step, class_weights, of_network, state, x, y)
+                state, row = _compiled_step(step, class_weights, own_noise, state, x, y)
                 rows.append(row)
             ends.append(state)
             metrics.append(jax.tree.map(lambda *leaves: np.stack(leaves), *rows))
@@ -528,12 +550,12 @@ def _scanned_steps(
 def _add_batch_stats(
     step: Step,
     momentum: tuple[float, ...],
-    total: dict,
-    params: dict,
+    total: Any,
+    params: Any,
     x: jax.Array,
     noise: Noise,
     number: jax.Array,
-) -> dict:
+) -> Any:
     _, inputs, dropout_key = _inputs(step, noise, number, x)
     # BatchNorm's update is momentum * old + (1 - momentum) * batch; from zeros, the batch's part.
     variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)}

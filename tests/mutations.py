@@ -365,8 +365,8 @@ MUTATIONS = (
     Mutation(
         "runs side by side with the first one's randomness",
         TRAINING,
-        'for of_member in t.noise("training"))',
-        'for of_member in trainers[0].noise("training"))',
+        'for each in t.noise("training"))',
+        'for each in trainers[0].noise("training"))',
         ("test_training.py::test_runs_side_by_side_are_each_themselves",),
     ),
     # Files of votes

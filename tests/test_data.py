@@ -10,9 +10,9 @@ import warnings
 
 import numpy as np
 import pytest
+from data_files import load_with_warning, message_of
 
 from selfens_jax import data
-from selfens_jax.errors import UserError
 
 ARCHIVE = pathlib.Path(__file__).parents[2] / "shared" / "ucr"
 
@@ -80,24 +80,6 @@ def tslearn(monkeypatch):
 
     answer(urllib.error.URLError("no network"))
     return answer
-
-
-def load_with_warning(call, *args, **kwargs) -> tuple[data.Dataset, str]:
-    """What is loaded with one warning of one line, and that line."""
-    with pytest.warns(UserWarning, match=r"\w") as caught:
-        found = call(*args, **kwargs)
-    assert [warning.category for warning in caught] == [UserWarning]
-    message = str(caught[0].message)
-    assert "\n" not in message
-    return found, message
-
-
-def message_of(call, *args, **kwargs) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # --- sources -------------------------------------------------------------------------------------
@@ -210,6 +192,15 @@ def test_misspelt_name(tslearn, name, meant):
         ("sub/plain", True, "plain"),
         ("/a/plain.v2", True, "plain.v2"),
         ("a/two.npz.npz", True, "two.npz"),
+        ("a/x_TRAIN.npz", True, "x_TRAIN"),
+        ("x_TRAIN.ts", True, "x"),
+        ("a/x_TEST.csv", True, "x"),
+        ("x_y_train.TSV", True, "x_y"),
+        ("x.y.txt", True, "x.y"),
+        ("a/_TRAIN.ts", True, "_TRAIN"),
+        ("a/x_TRAIN_TEST.ts", True, "x_TRAIN"),
+        ("a/folder.ts/", True, "folder"),
+        ("x_TRAIN.ts.gz", True, "x_TRAIN.ts.gz"),
         ("~/mine.npz", True, "mine"),
         ("~mine", True, "~mine"),
         ("a/..mine", True, "..mine"),
@@ -735,11 +726,11 @@ def test_ucr_text_in_another_encoding(tmp_path):
         pytest.param([], "CBF", ".", ["CBF/CBF_TRAIN.tsv", "CBF_TEST.tsv", ".txt", "nothing"]),
         pytest.param(["a", "c", "b", "f", "e", "d"], "CBF", ".", ["'a', 'b', 'c', 'd', 'e', ..."]),
         pytest.param(
-            ["CBF/CBF_TRAIN.ts", "CBF/CBF_TEST.ts"],
+            ["CBF/CBF_TRAIN.arff", "CBF/CBF_TEST.arff"],
             "CBF",
             ".",
-            ["CBF holds 'CBF_TEST.ts', 'CBF_TRAIN.ts'", "the ending '.ts' is not read"],
-            id="ts",
+            ["CBF holds 'CBF_TEST.arff', 'CBF_TRAIN.arff'", "the ending '.arff' is not read"],
+            id="arff",
         ),
         pytest.param(["CBF/CBF_TRAIN.TSV"], "CBF", ".", ["'.TSV' is not read"], id="upper-ending"),
         pytest.param(["CBF/CBF_TRAIN.tsv.gz"], "CBF", ".", ["'.tsv.gz' is not read"], id="packed"),
@@ -815,12 +806,19 @@ def test_damaged_npz(tmp_path):
     assert f"{path}: cannot be read" in message_of(data.load, str(path))
 
 
-def test_npz_without_a_key(tmp_path):
+@pytest.mark.parametrize(
+    ("left_out", "named"),
+    [
+        (["y_train"], "y_train"),
+        (["X_train", "y_train"], "X_train, y_train"),
+        (["X_test"], "X_test"),
+        (["y_train", "X_test"], "y_train, X_test"),
+    ],
+)
+def test_npz_without_a_key(tmp_path, left_out, named):
     path = tmp_path / "mine.npz"
-    arrays = good_arrays()
-    del arrays["y_test"]
-    np.savez(path, **arrays)
-    assert f"{path}: y_test missing" in message_of(data.load, str(path))
+    np.savez(path, **{key: X for key, X in good_arrays().items() if key not in left_out})
+    assert f"{path}: {named} missing" in message_of(data.load, str(path))
 
 
 def test_pickled_arrays_are_refused(tmp_path):

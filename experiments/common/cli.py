@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ except ValueError as error:  # a variable of the environment that JAX cannot rea
     sys.exit(f"error: {error}")
 from absl import app, flags, logging
 
-from selfens_jax import data, masks, models, paths, training
+from selfens_jax import data, masks, models, paths, preparation, training
 from selfens_jax.errors import UserError
 
+PREPARING = ("scaling", "unequal", "missing", "channels_first")
 HELD = contextlib.ExitStack()  # locks, until the script ends
 _DEFAULTS = training.TrainConfig()
 # JAX's own defaults, whatever the environment says: other values are other noise or networks, or
@@ -43,6 +44,19 @@ def define_run_flags() -> None:
     flags.DEFINE_enum(
         "scaling", "none", data.SCALINGS, "Rescaling of each series before any noise."
     )
+    flags.DEFINE_enum(
+        "unequal",
+        "refuse",
+        preparation.UNEQUAL,
+        "Series of unequal lengths: zeros at the end, cut, or linear interpolation.",
+    )
+    flags.DEFINE_enum(
+        "missing",
+        "refuse",
+        preparation.MISSING,
+        "Missing values: zero, the last one observed, or linear interpolation.",
+    )
+    flags.DEFINE_bool("channels_first", False, "Whether X of a .npz is (series, channels, time).")
     flags.DEFINE_enum("model", "inception_time", list(models.NAMES), "The architecture.")
     flags.DEFINE_enum(
         "ensemble",
@@ -94,14 +108,26 @@ def numbers(flag_values: flags.FlagValues, name: str, convert: type, least: floa
     return values
 
 
-def load_data(flag_values: flags.FlagValues, report: bool = True) -> data.Dataset:
-    """The data set of the flags; what it is goes to standard error in one line."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        dataset = data.load(flag_values.dataset, flag_values.data_dir, flag_values.scaling)
-    for warning in caught:
-        if warning.category is UserWarning:
-            say(f"warning: {warning.message}")
+def load_data(
+    flag_values: flags.FlagValues, report: bool = True, recorded: dict[str, Any] | None = None
+) -> data.Dataset:
+    """The data set of the flags; what it is goes to standard error in one line.
+
+    recorded: a run's data, which stand for flags that were not given.
+    """
+    asked = {
+        name: (recorded or {}).get(name, flag_values[name].value)
+        if not flag_values[name].present
+        else flag_values[name].value
+        for name in PREPARING
+    }
+    name = flag_values.dataset
+    if recorded and not flag_values["dataset"].present:
+        name = recorded["name"]
+        if recorded["source"] == "file":
+            raise UserError(f"the run was trained on a file, {name}: give it, as --dataset=PATH")
+    with _said_warnings():
+        dataset = data.load(name, flag_values.data_dir, **asked)
     if report:
         say(
             f"{dataset.name} ({dataset.source}): {len(dataset.x_train)} training and "
@@ -112,23 +138,62 @@ def load_data(flag_values: flags.FlagValues, report: bool = True) -> data.Datase
     return dataset
 
 
-def provenance(source: dict[str, Any]) -> str:
-    """A line on the data of a record (`data.describe`)."""
-    origin = "GENERATED, not the archive's" if source["source"] == "generated" else source["source"]
-    return f"{source['name']} ({origin}), scaling {source['scaling']}"
+def load_new_series(flag_values: flags.FlagValues, source: dict[str, Any]) -> data.Series:
+    """The series of --series, for a run with data `source` (`data.describe`)."""
+    for name in ("dataset", "data_dir", "scaling"):
+        if flag_values[name].present and flag_values["run_dir"].present:
+            raise UserError(f"--series has the series, --run_dir the rest; leave out --{name}")
+    with _said_warnings():
+        return data.load_series(
+            flag_values.series,
+            length=source["length"],
+            num_channels=source["num_channels"],
+            classes=source["classes"],
+            scaling=source["scaling"],
+            channels_first=flag_values.channels_first,
+            unequal=flag_values.unequal,
+            missing=flag_values.missing,
+        )
+
+
+@contextlib.contextmanager
+def _said_warnings() -> Iterator[None]:
+    """What the data are warned of goes to standard error, a line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if warning.category is UserWarning:
+            say(f"warning: {warning.message}")
+
+
+def provenance(settings: dict[str, Any]) -> str:
+    """A line on the series that settings speak of, and how they were prepared."""
+    source = settings["data"]
+    own = settings.get("series")
+    if own is None:
+        own, origin = source, source["source"]
+        origin = "GENERATED, not the archive's" if origin == "generated" else origin
+        line = f"{source['name']} ({origin})"
+    else:
+        line = f"{own['name']}, new to the run on {source['name']}"
+    line += f", scaling {source['scaling']}"
+    if "unequal" in own:
+        line += f", unequal lengths: {own['unequal']} to {source['length']} time steps"
+    return line + (f", missing values: {own['missing']}" if "missing" in own else "")
 
 
 def print_summary(
     title: str,
     statement: str,
-    source: dict[str, Any],
+    settings: dict[str, Any],
     table: Sequence[tuple[str, float, str]],
     written: str,
 ) -> None:
     """Prints what certificates come to; table: (what, value, format of the value)."""
     print(title)
     print(f"  {statement}")
-    print(f"  series: {provenance(source)}; radii are L2 norms in their units")
+    print(f"  series: {provenance(settings)}; radii are L2 norms in their units")
     for what, value, form in table:
         print(f"  {what:<44} {value:{form}}")
     print(f"  written to {written}")

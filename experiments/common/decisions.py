@@ -90,7 +90,7 @@ def write(decided: records.Decisions, folder: Path, num_members: int) -> None:
     cli.print_summary(
         counting.title(decided.settings, len(decided.indices)),
         decided.statement,
-        decided.settings["data"],
+        decided.settings,
         table,
         f"{folder / decided.stem}.tsv (.json)",
     )

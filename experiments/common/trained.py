@@ -91,7 +91,8 @@ def output_folder(run: Path) -> Path:
 
 def load_data(run: Path, config: dict[str, Any]) -> data.Dataset:
     """The data set of the flags, which must be the one that the run was trained on."""
-    dataset = cli.load_data(FLAGS)
+    recorded = None if FLAGS.run_dir is None else config["data"]
+    dataset = cli.load_data(FLAGS, recorded=recorded)
     differences = runs.differences(config, {"data": data.describe(dataset)})
     if differences:
         raise UserError(

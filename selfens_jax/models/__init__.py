@@ -30,13 +30,14 @@ def create(name: str, num_classes: int) -> nn.Module:
     return NAMES[name](num_classes=num_classes)
 
 
-def evaluate(model: nn.Module, variables: Any, x: jax.Array) -> jax.Array:
+def evaluate(model: nn.Module, variables: Any, x: jax.Array) -> Any:
     """What a Linen network answers in evaluation, for series x (B, T, C).
 
     A network whose `__call__` has an argument `train` is called with `train=False`; one without is
     called with the series alone.
     """
-    return model.apply(variables, x, **({"train": False} if takes_train(model) else {}))
+    evaluation: dict[str, Any] = {"train": False} if takes_train(model) else {}
+    return model.apply(variables, x, **evaluation)
 
 
 def takes_train(model: nn.Module) -> bool:
@@ -44,12 +45,12 @@ def takes_train(model: nn.Module) -> bool:
     return "train" in inspect.signature(type(model).__call__).parameters
 
 
-def stack(members: tuple) -> Any:
+def stack(members: tuple[Any, ...]) -> Any:
     """The trees of several networks (variables, training states) as one, members first."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
 
 
-def unstack(stacked: Any) -> tuple:
+def unstack(stacked: Any) -> tuple[Any, ...]:
     """The tree of each network again, in order."""
     num_members = jax.tree.leaves(stacked)[0].shape[0]
     return tuple(jax.tree.map(lambda leaf, m=m: leaf[m], stacked) for m in range(num_members))

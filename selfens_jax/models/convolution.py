@@ -10,7 +10,7 @@ SHORTEST = 6  # shorter kernels gain nothing
 
 
 def fast_convolution(
-    x: jax.Array, kernel: jax.Array, strides: tuple, padding: Any, **others: Any
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: Any, **others: Any
 ) -> jax.Array:
     """The convolution of `nn.Conv` with padding "SAME" and stride 1, (B, T, C) to (B, T, F).
 

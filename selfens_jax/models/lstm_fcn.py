@@ -10,8 +10,8 @@ from selfens_jax.models.layers import batch_norm
 class LSTMFCN(nn.Module):
     """An LSTM over the channels beside a fully convolutional network: (B, T, C) -> (B, K).
 
-    The paper's dimension shuffle makes each channel one step of the LSTM whose features are the
-    whole series, so the parameters depend on T and a univariate series is a single step.
+    The paper's dimension shuffle makes each channel one step of the LSTM whose features are all its
+    time steps, so the parameters depend on T and a univariate series is a single step.
     In training the caller provides a "dropout" key.
     """
 
@@ -22,7 +22,9 @@ class LSTMFCN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         channels_as_steps = jnp.swapaxes(x, 1, 2)
-        lstm = nn.RNN(nn.OptimizedLSTMCell(self.cells))(channels_as_steps)[:, -1]
+        states = nn.RNN(nn.OptimizedLSTMCell(self.cells))(channels_as_steps)
+        assert isinstance(states, jax.Array)  # with return_carry=True it would be a tuple
+        lstm = states[:, -1]
         lstm = nn.Dropout(self.dropout, deterministic=not train)(lstm)
 
         fcn = x

@@ -49,15 +49,18 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The named arrays of a .npz file, never unpickling.
+def read_npz(
+    path: Path, names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, np.ndarray]:
+    """The named arrays of a .npz file, and the `optional` ones that it has, never unpickling.
 
     Raises:
       UserError: if the file is missing or damaged or lacks one of them.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names}
+            known = [*names, *(name for name in optional if name in file)]
+            return {name: file[name] for name in known}
     except KeyError as error:
         raise UserError(f"{path} lacks the array {error}; it is not a file of this kind") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:

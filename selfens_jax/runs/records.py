@@ -41,6 +41,8 @@ class Counts:
       forwards: (N,) forward passes of a network.
       settings: what the votes depend on.
       seconds: (N,) that counting took; zero where unknown.
+      series_sha256: (N,) which series these are, as `data.series_digest` begins; None in files of
+        earlier versions.
     """
 
     indices: np.ndarray
@@ -49,6 +51,7 @@ class Counts:
     forwards: np.ndarray
     settings: dict[str, Any]
     seconds: np.ndarray
+    series_sha256: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -68,6 +71,7 @@ def write_counts(folder: Path, counted: Counts) -> Path:
         labels=counted.labels,
         forwards=counted.forwards,
         settings=np.array(json.dumps(counted.settings, sort_keys=True)),
+        **({} if counted.series_sha256 is None else {"series_sha256": counted.series_sha256}),
     )
     return path
 
@@ -78,13 +82,16 @@ def read_counts(path: Path) -> Counts:
     Raises:
       UserError: if the file is damaged, or no such file.
     """
-    arrays = read_npz(path, ["indices", "counts", "labels", "forwards", "settings"])
+    arrays = read_npz(
+        path, ["indices", "counts", "labels", "forwards", "settings"], optional=["series_sha256"]
+    )
     try:
         settings = json.loads(str(arrays.pop("settings")))
         source = settings["data"]
         shape = (len(arrays["indices"]), len(source["classes"]))
         intact = arrays["counts"].shape == shape and arrays["labels"].shape == shape[:1]
         intact &= arrays["forwards"].shape == shape[:1]
+        intact &= arrays.get("series_sha256", arrays["labels"]).shape == shape[:1]
         intact &= bool((arrays["counts"].sum(axis=1) == settings["num_draws"]).all())
         intact &= bool(np.isin(arrays["labels"], range(-1, shape[1])).all())
         intact &= {"sigma", "model", "ensemble"} <= settings.keys()
@@ -139,6 +146,7 @@ def write_certificates(
             "counts": counts_file,
             "settings": counted.settings,
             "summary": finite_or_text(summary),
+            **_hashes(counted.series_sha256),
         },
     )
 
@@ -179,6 +187,7 @@ class Decisions:
     decision: np.ndarray
     settings: dict[str, Any]
     seconds: np.ndarray
+    series_sha256: np.ndarray
 
     @property
     def draws(self) -> np.ndarray:
@@ -235,8 +244,14 @@ def write_decisions(folder: Path, decided: Decisions, summary: Summary) -> None:
             "abstain": names[ABSTAIN],
             "settings": decided.settings,
             "summary": {what: float(value) for what, value, _ in summary},
+            **_hashes(decided.series_sha256),
         },
     )
+
+
+def _hashes(series_sha256: np.ndarray | None) -> dict[str, list[str]]:
+    """Which series a record's rows speak of, in their order."""
+    return {} if series_sha256 is None else {"series_sha256": series_sha256.tolist()}
 
 
 def class_names(source: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,112 @@
+"""What certificates come to: the lines that certify.py prints, draws and puts on its page."""
+
+import numpy as np
+from common import cli
+
+from selfens_jax import certificates, counting, metrics, plots, report_page
+from selfens_jax.runs import records
+from selfens_jax.runs.records import Counts
+
+
+def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple[str, float, str]]:
+    """(what, value, its format); radii in the series' units. Without labels, nothing is correct."""
+    prediction, radius, labels = certified.prediction, certified.radius, counted.labels
+    radii = np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * counted.settings["sigma"]
+    cost = float(counted.forwards.mean() / counted.settings["num_draws"])
+    if (labels < 0).all():
+        known = prediction >= 0
+        shares = [
+            ("certified", float(known.mean())),
+            ("abstentions", metrics.abstention_rate(prediction)),
+        ]
+        means = [
+            ("mean radius", metrics.mean_radius(prediction, radius)),
+            ("median radius", float(np.median(np.where(known, radius, 0.0)))),
+        ]
+        at_radii = [float((known & (radius >= r)).mean()) for r in radii]
+        curve = [(f"certified at r = {r:g}", at) for r, at in zip(radii, at_radii, strict=True)]
+    else:
+        shares = [
+            (
+                "accuracy of the most voted class",
+                metrics.accuracy(counted.counts.argmax(axis=1), labels),
+            ),
+            ("certified and correct", metrics.accuracy(prediction, labels)),
+            ("abstentions", metrics.abstention_rate(prediction)),
+            ("series of the most frequent class", metrics.most_frequent_share(labels)),
+        ]
+        means = [
+            (
+                "ACR (wrong or abstained = 0)",
+                metrics.average_certified_radius(prediction, radius, labels),
+            ),
+            ("mean radius, all predictions", metrics.mean_radius(prediction, radius)),
+            (
+                "mean radius, correct predictions",
+                metrics.mean_radius_of_correct(prediction, radius, labels),
+            ),
+        ]
+        certified_accuracy = metrics.certified_accuracy(prediction, radius, labels, radii)
+        curve = [
+            (f"certified accuracy at r = {r:g}", float(share))
+            for r, share in zip(radii, certified_accuracy, strict=True)
+        ]
+    forms = ((shares, ".2%"), (means, ".4f"), (curve, ".2%"))
+    lines = [(what, value, form) for rows, form in forms for what, value in rows]
+    return [*lines, ("forward passes a draw", cost, ".2f")]
+
+
+def curve(counted: Counts, certified: certificates.Certificates) -> bytes:
+    """A PNG of the share of series that are certified (and correct) against the radius."""
+    labelled = (counted.labels >= 0).all()
+    credited = certified.prediction == counted.labels if labelled else certified.prediction >= 0
+    return plots.certified_accuracy_curve(
+        {f"n = {counted.settings['num_draws']}": (certified.radius, credited)},
+        counting.title(counted.settings, len(counted.indices)),
+        note=f"{certified.statement}; series: {cli.provenance(counted.settings)}",
+        what="certified accuracy" if labelled else "series certified",
+    )
+
+
+def page(counted: Counts, certified: certificates.Certificates, series: np.ndarray) -> bytes:
+    """The HTML page of a certification; series: (N, T, C) of its examples."""
+    settings = counted.settings
+    names = records.class_names(settings["data"])
+    versions = settings["versions"]
+    own = settings.get("series", settings["data"])
+    classifier = {
+        name: settings[name]
+        for name in ("model", "ensemble", "sigma", "num_masks", "keep", "num_members", "consensus")
+        if name in settings
+    }
+    how = {
+        "noise draws a series (n)": settings["num_draws"],
+        "alpha": f"{certified.alpha:g}",
+        "interval and bound": f"{certified.interval}, {certified.bound}",
+        "noise seed": settings["noise_seed"],
+    }
+    rests_on = {
+        "series": cli.provenance(settings),
+        "radius": records.radius_units(settings["data"]),
+        "sha256 of the series": own["sha256"],
+        "sha256 of the weights": settings["weights_sha256"],
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "platform": settings["platform"],
+    }
+    return report_page.certification_page(
+        title=counting.title(settings, len(counted.indices)),
+        statement=certified.statement,
+        valid=certified.valid,
+        summary_rows=[
+            (what, format(value, form)) for what, value, form in summary(counted, certified)
+        ],
+        settings_rows=[(what, str(value)) for what, value in (classifier | how).items()],
+        record_rows=[(what, str(value)) for what, value in rests_on.items()],
+        classes=names[:-1],
+        abstain_name=names[-1],
+        index=counted.indices,
+        label=counted.labels,
+        prediction=certified.prediction,
+        radius=certified.radius,
+        series=series,
+    )

@@ -1,0 +1,442 @@
+"""A certified classifier with scikit-learn's verbs: fit, predict, certify, save, load."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from tqdm import tqdm
+
+from selfens_jax import (
+    blocks,
+    certificates,
+    data,
+    models,
+    runs,
+    sequential,
+    smoothing,
+    training,
+)
+from selfens_jax.errors import UserError, check_whole
+from selfens_jax.streams import stream
+
+if TYPE_CHECKING:
+    import pandas
+
+DECISIONS = {
+    sequential.CERTIFIED: "certified",
+    sequential.REJECTED: "rejected",
+    sequential.OPEN: "undecided",
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Certified:
+    """What `certify` says of N series.
+
+    Attributes:
+      label: (N,) the class of each, as in `fit`; None where it abstains.
+      radius: (N,) no change with an L2 norm below it changes the class; 0 where it abstains.
+      abstained: (N,) bool.
+      counts: (N, K) the votes that all this rests on.
+      certificates: with the statement, alpha and bounds.
+    """
+
+    label: np.ndarray
+    radius: np.ndarray
+    abstained: np.ndarray
+    counts: np.ndarray
+    certificates: certificates.Certificates
+
+    @property
+    def statement(self) -> str:
+        return self.certificates.statement
+
+    def table(self) -> "pandas.DataFrame":
+        """A row for each series: label, radius, abstained, and the share of votes for its class."""
+        import pandas
+
+        return pandas.DataFrame(
+            {
+                "label": self.label,
+                "radius": self.radius,
+                "abstained": self.abstained,
+                "share": self.counts.max(axis=1) / self.counts.sum(axis=1),
+            }
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Decided:
+    """What `decide` says of N series at one radius.
+
+    Attributes:
+      label: (N,) the class where it is certified at the radius, else None.
+      decision: (N,) "certified", "rejected" (too few votes for a certificate) or "undecided".
+      draws: (N,) noise draws that it took.
+    """
+
+    label: np.ndarray
+    decision: np.ndarray
+    draws: np.ndarray
+
+    @property
+    def certified(self) -> np.ndarray:
+        """(N,) bool."""
+        return self.decision == DECISIONS[sequential.CERTIFIED]
+
+    def table(self) -> "pandas.DataFrame":
+        """A row for each series: label, decision and draws."""
+        import pandas
+
+        return pandas.DataFrame(dataclasses.asdict(self))
+
+
+class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
+    """A time-series classifier whose answers come with a certified radius.
+
+    Algorithm 1 trains one network under Gaussian noise and random masks; Algorithm 2 certifies it
+    as a self-ensemble under m fixed masks, smoothed over n noise draws. The same seed and data give
+    the network of `experiments/train.py` bit for bit, and the certificates of
+    `experiments/certify.py`.
+
+    Series are arrays (n, T) or (n, T, C), or (n, C, T) with `channels_first`; labels are numbers or
+    text. Nothing is rescaled unless `scaling` says so: radii are L2 norms in the units of X.
+
+    Args:
+      model: "inception_time", "lstm_fcn" or "macnn".
+      ensemble: "mc" or "mb" (one network under continuous or binomial masks), "single" (without
+        masks) or "de" (several networks).
+      sigma: standard deviation of the noise, in the units of X. Larger certifies larger radii, of
+        fewer series.
+      keep: share of the time steps that a mask keeps.
+      num_masks: m, masks of the self-ensemble.
+      num_members: networks of a deep ensemble.
+      epochs: passes over the training series.
+      batch_size, learning_rate, class_weights: as in `training.TrainConfig`.
+      scaling: "none", or "z_score" for each series by itself, before the noise.
+      random_state: fixes everything random; None takes a seed from NumPy's.
+      channels_first: whether X is (n, C, T).
+      verbose: 1 shows progress bars.
+
+    Attributes:
+      classes_: (K,) the labels, in the order of the columns of `predict_proba`.
+      config_: what a run's config.json says of it.
+      variables_: the weights, members stacked.
+      history_: loss, accuracy and learning rate of each epoch.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str = "inception_time",
+        ensemble: str = "mc",
+        sigma: float = 0.8,
+        keep: float = 0.9,
+        num_masks: int = 5,
+        num_members: int = 5,
+        epochs: int = 1000,
+        batch_size: int = 128,
+        learning_rate: float = 1e-3,
+        class_weights: str = "balanced",
+        scaling: str = "none",
+        random_state: int | np.random.RandomState | None = 0,
+        channels_first: bool = False,
+        verbose: int = 0,
+    ) -> None:
+        self.model = model
+        self.ensemble = ensemble
+        self.sigma = sigma
+        self.keep = keep
+        self.num_masks = num_masks
+        self.num_members = num_members
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.class_weights = class_weights
+        self.scaling = scaling
+        self.random_state = random_state
+        self.channels_first = channels_first
+        self.verbose = verbose
+
+    # Training
+
+    def fit(self, X: Any, y: Any) -> Self:
+        """Trains on series X with labels y (n,), from scratch.
+
+        Raises:
+          UserError: for parameters, series or labels that cannot be meant, or if training diverges.
+        """
+        check_whole("num_masks", self.num_masks, 1)
+        dataset = data.from_arrays(
+            "fit", X, y, scaling=self.scaling, channels_first=self.channels_first
+        )
+        config = training.TrainConfig(
+            ensemble=self.ensemble,
+            sigma=self.sigma,
+            keep=self.keep,
+            num_members=self.num_members if self.ensemble == "de" else 1,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            class_weights=self.class_weights,
+            learning_rate=self.learning_rate,
+            seed=self._seed(),
+        )
+        x, network = dataset.x_train, models.create(self.model, dataset.num_classes)
+        trainer = training.Trainer(network, config, len(x))
+        states, history = training.init_states(trainer, x), []
+        with self._bar(config.epochs, "epoch", "training") as bar:
+            for latest, rows in training.train(trainer, x, dataset.y_train, states):
+                states = latest
+                history += rows
+                bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
+                bar.update(rows[-1]["epoch"] - bar.n)
+        described = data.describe(dataset)
+        self.config_ = {
+            "model": self.model,
+            **dataclasses.asdict(config),
+            "data": described,
+            "versions": runs.versions(),
+        }
+        self.variables_ = models.stack(training.recalibrated(trainer, x, states))
+        self.history_ = history
+        self.classes_ = _classes(y, dataset)
+        self.n_features_in_ = dataset.length
+        return self
+
+    # Answers
+
+    def predict(self, X: Any, num_draws: int = 100) -> np.ndarray:
+        """The smoothed classifier's label (n,) of each series: what most draws vote for."""
+        return self.classes_[self._counts(X, num_draws).argmax(axis=1)]
+
+    def predict_proba(self, X: Any, num_draws: int = 100) -> np.ndarray:
+        """The share (n, K) of draws that vote for each class."""
+        return self._counts(X, num_draws) / num_draws
+
+    def certify(
+        self,
+        X: Any,
+        alpha: float = 0.001,
+        num_draws: int = 1000,
+        *,
+        noise_seed: int | None = None,
+    ) -> Certified:
+        """The label of each series, and the radius within which no change can change it.
+
+        With probability at least 1 - alpha for each series, no change with an L2 norm below its
+        radius changes what the smoothed classifier answers; `certificates` has the statement and
+        the proof.
+
+        Args:
+          X: series as in `fit`.
+          alpha: probability, for each series, that its certificate is false.
+          num_draws: n; 1000 allow radii up to 2.4 sigma.
+          noise_seed: of the draws; that of the training if None.
+
+        Raises:
+          UserError: for series that do not fit, a network without noise, or too few draws.
+        """
+        check_is_fitted(self)
+        certificates.check_budget(num_draws, alpha, len(self.classes_))
+        counts = self._counts(X, num_draws, noise_seed)
+        found = certificates.certify_counts(counts, self.config_["sigma"], alpha)
+        abstained = found.prediction == certificates.ABSTAIN
+        return Certified(
+            label=_labels(self.classes_, found.prediction, ~abstained),
+            radius=found.radius,
+            abstained=abstained,
+            counts=counts,
+            certificates=found,
+        )
+
+    def decide(
+        self,
+        X: Any,
+        radius: float,
+        alpha: float = 0.001,
+        *,
+        alpha_futility: float = 0.05,
+        max_draws: int = 2000,
+        noise_seed: int | None = None,
+    ) -> Decided:
+        """Whether each series is certified at one radius, mostly in a few dozen draws.
+
+        Valid whenever it stops; `sequential` has the statement and the proof.
+
+        Args:
+          radius: in the units of X.
+          alpha, alpha_futility: probabilities of certifying, and of giving up, wrongly.
+          max_draws: after which a series stays undecided.
+          X, noise_seed: as in `certify`.
+
+        Raises:
+          UserError: as `certify`, and for a radius that no votes certify.
+        """
+        count, num_series = self._counter(X, noise_seed)
+        block = blocks.default_draws_per_block()
+        edges = sequential.batches(block, block, max_draws=max_draws, block=block)
+        p0 = sequential.certified_share(radius, self.config_["sigma"])
+        sequential.check_budget(edges, p0, alpha)
+        parts = []
+        with self._bar(num_series, "ex", "certifying") as bar:
+            for rows in _chunks(num_series, 1 if jax.default_backend() == "cpu" else 64):
+                state, _ = sequential.run_tests(
+                    lambda some, start, number, rows=rows: (
+                        count(rows[some], start, number),
+                        np.full(len(some), number),
+                    ),
+                    len(rows),
+                    edges,
+                    p0,
+                    alpha,
+                    alpha_futility,
+                )
+                parts.append((state.candidate, state.decision, edges[0] + state.draws))
+                bar.update(len(rows))
+        candidate, decision, draws = map(np.concatenate, zip(*parts, strict=True))
+        return Decided(
+            label=_labels(self.classes_, candidate, decision == sequential.CERTIFIED),
+            decision=np.array([DECISIONS[which] for which in decision.tolist()]),
+            draws=draws,
+        )
+
+    # Files
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Saves everything in a folder: JSON and an Orbax checkpoint, as train.py's runs.
+
+        `certify.py --run_dir=PATH --series=FILE` can use it too.
+
+        Raises:
+          UserError: if the folder is there already.
+        """
+        check_is_fitted(self)
+        folder = pathlib.Path(path).absolute()
+        if folder.exists():
+            raise UserError(f"{folder} is there already: choose another path, or remove it")
+        own = {"num_masks": self.num_masks, "classes": self.classes_.tolist()}
+        own["dtype"] = self.classes_.dtype.str
+        runs.write_json(folder / "config.json", {**self.config_, "classifier": own})
+        runs.save_networks(folder, self.variables_, self.history_)
+        runs.load_classifier(folder, num_masks=self.num_masks)  # keeps its masks there
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> Self:
+        """The classifier that `save` kept, or that a run directory of train.py holds.
+
+        Labels of a run of train.py are text, as in its files.
+
+        Raises:
+          UserError: if there is none, or it is unfinished or damaged.
+        """
+        folder = pathlib.Path(path).absolute()
+        if not (folder / "config.json").exists() or not runs.is_finished(folder):
+            raise UserError(f"{folder} holds no trained classifier: no config.json and checkpoint")
+        _, variables, config = runs.load_networks(folder)
+        own = config.pop("classifier", {})
+        if own:  # whose masks are there, and must be those that its seed gives
+            runs.load_classifier(folder, num_masks=own["num_masks"])
+        source = config["data"]
+        known = set(cls().get_params()) & config.keys()
+        known -= set() if config["ensemble"] == "de" else {"num_members"}
+        self = cls(
+            **{name: config[name] for name in known},
+            scaling=source["scaling"],
+            random_state=config["seed"],
+            channels_first=source.get("channels_first", False),
+            num_masks=own.get("num_masks", 5),
+        )
+        self.config_, self.variables_ = config, variables
+        self.history_ = runs.read_history(folder)
+        self.classes_ = np.array(own.get("classes", source["classes"]), dtype=own.get("dtype"))
+        self.n_features_in_ = source["length"]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if "variables_" in state:  # arrays of NumPy, which need no device to be unpickled
+            state["variables_"] = jax.tree.map(np.asarray, state["variables_"])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "variables_" in state:
+            self.variables_ = jax.tree.map(jnp.asarray, self.variables_)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+    # What these share
+
+    def _seed(self) -> int:
+        if isinstance(self.random_state, int | np.integer):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31))
+
+    def _counts(self, X: Any, num_draws: int, noise_seed: int | None = None) -> np.ndarray:
+        """Votes (n, K), an example at a time, so that a bar can move."""
+        count, num_series = self._counter(X, noise_seed)
+        per_call = max(1, blocks.default_batch_size() // check_whole("num_draws", num_draws, 1))
+        parts = []
+        with self._bar(num_series, "ex", "certifying") as bar:
+            for rows in _chunks(num_series, per_call):
+                parts.append(count(rows, 0, num_draws))
+                bar.update(len(rows))
+        return np.concatenate(parts)
+
+    def _counter(
+        self, X: Any, noise_seed: int | None
+    ) -> tuple[Callable[[np.ndarray, int, int], np.ndarray], int]:
+        """What counts the votes of draws of some rows of X, and the number of rows."""
+        check_is_fitted(self)
+        config = self.config_
+        if config["sigma"] == 0:
+            raise UserError("the network was trained with sigma 0: without noise nothing is voted")
+        x = data.check_new_series(X, config["data"], channels_first=self.channels_first)
+        network = models.create(config["model"], len(self.classes_))
+        predict, _ = runs.make_classifier(network, self.variables_, config, self.num_masks)
+        seed = config["seed"] if noise_seed is None else noise_seed
+
+        def count(rows: np.ndarray, first_draw: int, num_draws: int) -> np.ndarray:
+            return smoothing.count_votes(
+                predict,
+                x[rows],
+                sigma=config["sigma"],
+                num_draws=num_draws,
+                key=stream(seed, "certification"),
+                indices=rows,
+                first_draw=first_draw,
+            )
+
+        return count, len(x)
+
+    def _bar(self, total: int, unit: str, what: str) -> tqdm:
+        return tqdm(total=total, unit=unit, desc=what, disable=not self.verbose)
+
+
+def _classes(y: Any, dataset: data.Dataset) -> np.ndarray:
+    """The user's own label of each class, in the data set's order."""
+    labels = np.asarray(y)
+    _, first = np.unique(dataset.y_train, return_index=True)
+    return labels[first]
+
+
+def _labels(classes: np.ndarray, index: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(N,) the classes as Python values, None where not `known`."""
+    values = classes.tolist()
+    found = [values[i] if sure else None for i, sure in zip(index, known, strict=True)]
+    return np.array([*found, None], dtype=object)[:-1]
+
+
+def _chunks(number: int, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, number, size):
+        yield np.arange(start, min(start + size, number))
