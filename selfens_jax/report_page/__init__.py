@@ -29,159 +29,13 @@ import numpy as np
 
 from selfens_jax.certificates import format_radius
 from selfens_jax.errors import UserError, check_series
+from selfens_jax.report_page.drawings import HEIGHT, WIDTH, Axis, line, plot, spread, swatch
+from selfens_jax.report_page.style import ALERT, SCRIPT, STYLE
 
 SMALL_POINTS = 100  # of a line in the table
 LARGE_POINTS = 800  # of a line in a figure
 ALL_SMALL_POINTS = 500_000  # in the table, 7 bytes each: later rows go without a line
 MAX_CHANNELS = 10  # that are drawn
-WIDTH, HEIGHT = 1000, 400  # of a figure, in units that are stretched to the space there is
-
-STYLE = """
-:root { color-scheme: light dark; --back: #fff; --panel: #f5f7f9; --text: #1b1f24; --soft: #57606a;
-  --line: #d5dbe1; --blue: #0072b2; --right: #00704e; --wrong: #a64200; --alert: #fff0e4; }
-@media screen and (prefers-color-scheme: dark) { :root { --back: #14171a; --panel: #1d2125;
-  --text: #e6e9ec; --soft: #a4aeb8; --line: #363d45; --blue: #56b4e9; --right: #52c79d;
-  --wrong: #f59b62; --alert: #3a2314; } }
-* { box-sizing: border-box; }
-body { max-width: 68rem; margin: 0 auto; padding: 2.5rem 1.25rem 3rem; background: var(--back);
-  color: var(--text); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { margin: 0 0 .75rem; font-size: 1.9rem; line-height: 1.2; text-wrap: balance; }
-h2 { margin: 3.5rem 0 .75rem; font-size: 1.3rem; line-height: 1.3; }
-h3 { margin: 0; font-size: 1.05rem; }
-p { margin: .5rem 0; max-width: 46rem; }
-a { color: var(--blue); }
-nav a { margin-right: 1.25rem; white-space: nowrap; }
-figcaption, caption, .small { color: var(--soft); font-size: .875rem; }
-footer { margin-top: 2rem; }
-.alert { margin: 0 0 1.5rem; padding: .75rem 1rem; background: var(--alert);
-  border-left: .4rem solid var(--wrong); }
-.alert strong { color: var(--wrong); font-size: 1.15rem; }
-.alert p { margin: 0; }
-dl { display: flex; flex-wrap: wrap; gap: 1px; margin: 1.75rem 0 1.25rem; background: var(--line);
-  border: 1px solid var(--line); }
-dl div { flex: 1 1 9.5rem; padding: .8rem 1rem; background: var(--panel); }
-dt { font-size: .875rem; }
-dd { margin: 0; color: var(--soft); font-size: .875rem; }
-dd b { display: block; color: var(--text); font-size: 1.75rem; line-height: 1.25;
-  font-variant-numeric: tabular-nums; }
-.beside { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr));
-  gap: 2.5rem 3rem; align-items: start; margin-top: 1.5rem; }
-figure { margin: 0; min-width: 0; }
-figcaption { margin-top: .4rem; }
-.plot { position: relative; height: var(--height, 17rem); margin: 1.75rem .5rem 3.2rem 3.6rem; }
-.plot svg { position: absolute; width: 100%; height: 100%; overflow: visible; }
-.plot span { position: absolute; color: var(--soft); font-size: .8125rem; line-height: 1rem;
-  white-space: nowrap; font-variant-numeric: tabular-nums; }
-.plot .x { top: calc(100% + .3rem); transform: translateX(-50%); }
-.plot .y { right: calc(100% + .4rem); transform: translateY(-50%); }
-.plot .over { left: 0; top: -1.4rem; }
-.plot .under { top: calc(100% + 1.5rem); right: 0; }
-.plot:not(:last-of-type) { margin-bottom: 0; }
-.plot:not(:last-of-type) :is(.x, .under) { display: none; }
-svg * { fill: none; vector-effect: non-scaling-stroke; }
-.grid { stroke: var(--line); stroke-width: 1; }
-.main { stroke: var(--blue); stroke-width: 1.6; stroke-linejoin: round; }
-.area { fill: var(--soft); fill-opacity: .25; }
-.band { fill: var(--blue); fill-opacity: .3; }
-.bar { stroke: var(--wrong); stroke-width: 3; stroke-linecap: round; }
-.key { list-style: none; margin: .25rem 0 0; padding: 0; font-size: .875rem; }
-.key li { padding-left: 2.1rem; text-indent: -2.1rem; }
-.key svg { width: 1.6rem; height: .8rem; margin-right: .5rem; }
-.scroll { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-size: .875rem;
-  font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .5rem; }
-th, td { padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; }
-tbody th { padding-right: 1.5rem; font-weight: 400; color: var(--soft); }
-.facts th { width: 1%; white-space: nowrap; }
-.series { overflow-wrap: normal; }
-.series :is(th, td) { vertical-align: middle; }
-.series thead th { position: sticky; top: 0; z-index: 1; background: var(--back); }
-.series bdi { display: inline-block; max-width: 14rem; overflow-wrap: break-word; }
-.series td:last-child { width: 45%; }
-.series td svg { display: block; width: 100%; min-width: 3.5rem; }
-.series polyline { stroke: var(--blue); stroke-width: 1; }
-.series i { display: block; height: 3px; background: var(--blue); }
-.right { color: var(--right); }
-.wrong { color: var(--wrong); font-weight: 600; }
-.abstained { color: var(--soft); font-style: italic; }
-.controls { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; align-items: center; margin: 1rem 0;
-  font-size: .875rem; }
-.controls label { max-width: 100%; }
-select { max-width: 16rem; font: inherit; }
-[role=button] { display: inline-block; cursor: pointer; white-space: nowrap; }
-@media screen {
-  [role=button]::after { content: " \\2195"; color: var(--soft); }
-  [aria-sort=ascending] [role=button]::after { content: " \\2191"; color: inherit; }
-  [aria-sort=descending] [role=button]::after { content: " \\2193"; color: inherit; } }
-@media screen and (max-width: 44rem) {
-  body { padding-top: 1.25rem; } h1 { font-size: 1.45rem; } .plot { margin-left: 3rem; }
-  .facts th { width: 62%; white-space: normal; } .series { font-size: .8125rem; }
-  .series thead th { position: static; } .series tbody th { padding-right: .6rem; }
-  .series [role=button] { white-space: normal; }
-  .series th:not([aria-sort]) [role=button]::after { content: none; } }
-@media print {
-  html { font-size: 9pt; } body { max-width: none; padding: 0; }
-  nav, .controls { display: none !important; } h2 { margin-top: 2rem; break-after: avoid; }
-  dl div { flex-basis: 7rem; } .beside { grid-template-columns: 1fr 1fr; gap: 1.5rem 2rem; }
-  .plot { height: calc(.75 * var(--height, 17rem)); } .series thead th { position: static; }
-  dl, figure, tr, .alert { break-inside: avoid; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
-"""
-
-# Headings become buttons that sort, and columns of names get a filter. Nothing is parsed as HTML.
-SCRIPT = """
-const table = document.querySelector(".series"), body = table.tBodies[0], rows = [...body.rows];
-const controls = document.querySelector(".controls"), filters = [];
-const heads = [...table.tHead.rows[0].cells].filter(head => head.dataset.sort);
-const text = (row, column) => row.cells[column].textContent;
-const number = t => t === "inf" ? Infinity : Number.isNaN(parseFloat(t)) ? -1 : parseFloat(t);
-const order = {
-  number: (a, b) => number(a) - number(b) || 0,
-  text: (a, b) => a.localeCompare(b, undefined, {numeric: true}),
-};
-function show() {
-  for (const row of rows)
-    row.hidden = filters.some(([column, select]) =>
-      select.selectedIndex > 0 && select.value !== text(row, column));
-  const shown = rows.filter(row => !row.hidden).length;
-  controls.querySelector("output").textContent = `${shown} of ${rows.length} series`;
-}
-heads.forEach((head, column) => {
-  const compare = order[head.dataset.sort], button = document.createElement("span");
-  button.role = "button";
-  button.tabIndex = 0;
-  button.append(...head.childNodes);
-  button.onclick = () => {
-    const sign = head.ariaSort === "ascending" ? -1 : 1;
-    for (const other of heads) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-    body.append(...rows.sort((a, b) => sign * compare(text(a, column), text(b, column))));
-  };
-  button.onkeydown = event => {
-    if (event.key !== "Enter" && event.key !== " ") return;
-    event.preventDefault();
-    button.click();
-  };
-  head.append(button);
-  if (head.dataset.sort === "number") return;
-  const label = document.createElement("label"), select = document.createElement("select");
-  const values = [...new Set(rows.map(row => text(row, column)))].sort(order.text);
-  for (const value of ["all", ...values])
-    select.append(Object.assign(new Option(value, value), {dir: "auto"}));
-  select.onchange = show;
-  filters.push([column, select]);
-  label.append(button.textContent + " ", select);
-  controls.insertBefore(label, controls.lastElementChild);
-});
-controls.hidden = false;
-show();
-"""
-
-ALERT = """<div class="alert" role="note"><strong>Not valid certificates</strong>
-<p>Nothing proves that these radii hold: do not rely on them.</p></div>
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,7 +216,7 @@ def _curve(results: _Results, summary_rows: Sequence[tuple[str, str]]) -> str:
         lines = [("main", f"{word}, right or wrong: no label is known", certified)]
 
     highest = radius[certified & finite].max(initial=0)
-    x, y = _Axis(0, 1.05 * highest or 1, 0, WIDTH), _Axis(0, 100, HEIGHT, 0)
+    x, y = Axis(0, 1.05 * highest or 1, 0, WIDTH), Axis(0, 100, HEIGHT, 0)
     ticks = x.ticks(5)
     shapes, keys, told = "", "", ""
     for kind, name, chosen in lines:
@@ -375,18 +229,18 @@ def _curve(results: _Results, summary_rows: Sequence[tuple[str, str]]) -> str:
         heights = np.repeat(share(np.append(falls, np.inf)), 2)
         if kind == "area":
             corners, heights = np.append(corners, [x.high, 0]), np.append(heights, [0, 0])
-        shapes = _line(kind, x.place(corners), y.place(heights)) + shapes
-        keys += f"<li>{_swatch(kind)}{name}</li>"
+        shapes = line(kind, x.place(corners), y.place(heights)) + shapes
+        keys += f"<li>{swatch(kind)}{name}</li>"
         told += f" {name}: {', '.join(f'{share(r):.1f}% at {r:.6g}' for r in ticks)}."
     of = f"{among.sum()} series" + " with a known label" * (not among.all())
     caption = f"Share of {of} with a radius of at least r (L2, in the units of the series)."
     if infinite := int((certified & ~finite).sum()):
         caption += f" {infinite} radii are infinite: the curve does not fall to 0."
-    plot = _plot(
+    drawing = plot(
         shapes, x, y, ticks, [0, 25, 50, 75, 100], caption + told, f"% of {of}", "radius r"
     )
     return f"""<h2>{word.title()} {"accuracy" if labelled else "share"} at each radius</h2>
-<div class="beside"><figure>{plot}<ul class="key">{keys}</ul>
+<div class="beside"><figure>{drawing}<ul class="key">{keys}</ul>
 <figcaption>{caption}</figcaption></figure>{_facts("In numbers", summary_rows)}</div>"""
 
 
@@ -407,8 +261,8 @@ def _examples(results: _Results) -> str:
     return f"""<p>A certificate {covers} <strong>every</strong> change whose L2 norm, the root of
 the sum of its squares over all {values} values, is below the radius R. Two such changes are
 drawn:</p>
-<ul class="key"><li>{_swatch("band")}an <strong>equal shift</strong> of all values, by less than
-R / {root}</li><li>{_swatch("bar")}a change of <strong>one value alone</strong>, at any step, by
+<ul class="key"><li>{swatch("band")}an <strong>equal shift</strong> of all values, by less than
+R / {root}</li><li>{swatch("bar")}a change of <strong>one value alone</strong>, at any step, by
 less than R</li></ul>
 <p>A change of any shape that stays inside the band has a norm below R, and so have many that leave
 it. The bar is for one value: a change that goes so far at several steps has a larger norm.</p>
@@ -420,7 +274,7 @@ def _example(results: _Results, i: int, which: str) -> str:
     radius, (steps, channels) = float(results.radius[i]), results.series.shape[1:]
     drawn = radius if math.isfinite(radius) else 0.0
     offset, middle = drawn / math.sqrt(steps * channels), steps // 2
-    x, shown, plots = _Axis(0, max(steps - 1, 1), 0, WIDTH), min(channels, MAX_CHANNELS), ""
+    x, shown, plots = Axis(0, max(steps - 1, 1), 0, WIDTH), min(channels, MAX_CHANNELS), ""
     x_ticks, widest = [tick for tick in x.ticks(5, whole=True) if tick < steps], 0.0
     for c in range(shown):
         values = _channel(results, i, c)
@@ -428,26 +282,26 @@ def _example(results: _Results, i: int, which: str) -> str:
         low = min(values.min() - offset, reach.min())
         high = max(values.max() + offset, reach.max())
         margin = 0.06 * (high - low) or 0.1 * abs(high) or 1
-        y = _Axis(low - margin, high + margin, HEIGHT, 0)
-        at, shapes = _spread(values, LARGE_POINTS), ""
+        y = Axis(low - margin, high + margin, HEIGHT, 0)
+        at, shapes = spread(values, LARGE_POINTS), ""
         widest = max(widest, 2 * offset / (y.high - y.low) * HEIGHT)
         if drawn:
             edges = np.append(values[at] + offset, values[at][::-1] - offset)
             there_and_back = x.place(np.append(at, at[::-1]))
-            shapes = _line("band", there_and_back, y.place(edges))
-        shapes += _line("main", x.place(at), y.place(values[at]))
+            shapes = line("band", there_and_back, y.place(edges))
+        shapes += line("main", x.place(at), y.place(values[at]))
         if drawn and c == 0:
-            shapes += _line("bar", x.place(np.array([middle, middle])), y.place(reach))
+            shapes += line("bar", x.place(np.array([middle, middle])), y.place(reach))
         name = f"channel {c + 1}" if channels > 1 else "value"
         told = f"series {results.index[i]} {name}, from {values.min():.6g} to {values.max():.6g}"
         y_ticks = y.ticks(5 if shown < 3 else 2)
-        plots += _plot(shapes, x, y, x_ticks, y_ticks, told, name, "time step")
+        plots += plot(shapes, x, y, x_ticks, y_ticks, told, name, "time step")
 
     text = format_radius(radius, results.digits)
     shift = shift_covered(radius, steps * channels, results.digits)
     thin = " (the band is thinner than the line)" if widest < 3 else ""
-    key = f"<li>{_swatch('band')}all values shifted alike: below {shift}{thin}</li>"
-    key += f"<li>{_swatch('bar')}one value alone: below {text}</li>"
+    key = f"<li>{swatch('band')}all values shifted alike: below {shift}{thin}</li>"
+    key += f"<li>{swatch('bar')}one value alone: below {text}</li>"
     if not drawn:
         key = f"<li>No change is drawn: the radius is {'infinite' if radius else '0'}.</li>"
     if shown < channels:
@@ -506,10 +360,10 @@ def _sparkline(results: _Results, i: int) -> str:
     for c in range(lanes):
         values = _channel(results, i, c)
         flat = 0 if values.min() < values.max() else max(1, abs(values[0]))
-        x = _Axis(0, len(values) - 1, 0, 240)
-        y = _Axis(values.min() - flat, values.max() + flat, (c + 1) * height - 2, c * height + 2)
-        at = _spread(values, SMALL_POINTS)
-        lines += _line("", x.place(at).round(), y.place(values[at]).round())
+        x = Axis(0, len(values) - 1, 0, 240)
+        y = Axis(values.min() - flat, values.max() + flat, (c + 1) * height - 2, c * height + 2)
+        at = spread(values, SMALL_POINTS)
+        lines += line("", x.place(at).round(), y.place(values[at]).round())
     least, largest = results.series[i].min(), results.series[i].max()
     return (
         f'<svg role="img" aria-label="from {least:.4g} to {largest:.4g}" '
@@ -518,98 +372,10 @@ def _sparkline(results: _Results, i: int) -> str:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Axis:
-    """Places the values low to high from start to end, in units of the drawing."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def place(self, values: np.ndarray) -> np.ndarray:
-        return self.start + (values - self.low) / (self.high - self.low) * (self.end - self.start)
-
-    def ticks(self, number: int, whole: bool = False) -> list[float]:
-        """About so many round values."""
-        from matplotlib.ticker import MaxNLocator
-
-        locator = MaxNLocator(number, steps=[1, 2, 2.5, 5, 10], integer=whole)
-        values = locator.tick_values(self.low, self.high)
-        return [float(value) + 0.0 for value in values if self.low <= value <= self.high]
-
-
 def _channel(results: _Results, i: int, c: int) -> np.ndarray:
     """The values of a channel; a single one twice, which makes a line."""
     values = results.series[i, :, c].astype(np.float64)
     return np.repeat(values, 2) if len(values) == 1 else values
-
-
-def _spread(values: np.ndarray, points: int) -> np.ndarray:
-    """Where to draw at most so many values: the ends, and the extremes of each stretch."""
-    if len(values) <= points:
-        return np.arange(len(values))
-    length = math.ceil(len(values) / (points // 2 - 1))
-    stretches = np.pad(values, (0, -len(values) % length), "edge").reshape(-1, length)
-    extremes = np.stack([stretches.argmin(axis=1), stretches.argmax(axis=1)])
-    inside = extremes + length * np.arange(len(stretches))
-    return np.unique(np.append(inside, [0, len(values) - 1]))
-
-
-def _line(kind: str, x: np.ndarray, y: np.ndarray) -> str:
-    tag = "polygon" if kind in ("area", "band") else "polyline"
-    points = " ".join(f"{a},{b}" for a, b in zip(_short(x), _short(y), strict=True))
-    return f'<{tag} class="{kind}" points="{points}"/>'
-
-
-def _short(places: np.ndarray) -> list[str]:
-    return [f"{place:.1f}".removesuffix(".0") for place in places]
-
-
-def _swatch(kind: str) -> str:
-    """A sample of a line for a key."""
-    shape = {"main": "M0 6H24", "bar": "M12 0V12"}.get(kind, "M0 0H24V12H0Z")
-    return f'<svg viewBox="0 0 24 12" aria-hidden="true"><path class="{kind}" d="{shape}"/></svg>'
-
-
-def _plot(
-    shapes: str,
-    x: _Axis,
-    y: _Axis,
-    x_ticks: Sequence[float],
-    y_ticks: Sequence[float],
-    told: str,
-    over: str,
-    under: str,
-) -> str:
-    """Shapes with axes. The drawing stretches with the page; its texts are HTML and do not.
-
-    told: what it shows, for readers who do not see it. over, under: texts at the axes.
-    """
-    across, up = _short(x.place(np.array(x_ticks))), _short(y.place(np.array(y_ticks)))
-    grid = "".join(f"M{a} 0V{HEIGHT}" for a in across) + "".join(f"M0 {b}H{WIDTH}" for b in up)
-    texts = "".join(
-        f'<span class="x" style="left:{float(a) / WIDTH:.2%}">{text}</span>'
-        for a, text in zip(across, _texts(x_ticks), strict=True)
-    ) + "".join(
-        f'<span class="y" style="top:{float(b) / HEIGHT:.2%}">{text}</span>'
-        for b, text in zip(up, _texts(y_ticks), strict=True)
-    )
-    return (
-        f'<div class="plot"><svg role="img" aria-label="{told}" viewBox="0 0 {WIDTH} {HEIGHT}" '
-        f'preserveAspectRatio="none"><path class="grid" d="{grid}"/>{shapes}</svg>'
-        f'<div aria-hidden="true">{texts}<span class="over">{over}</span>'
-        f'<span class="under">{under}</span></div></div>'
-    )
-
-
-def _texts(ticks: Sequence[float]) -> list[str]:
-    """Of ticks, with the digits that tell them apart."""
-    precision = 6
-    if len(ticks) > 1:
-        spread = math.log10(np.abs(ticks).max() / (ticks[1] - ticks[0]))
-        precision = max(precision, 2 + math.ceil(spread))
-    return [f"{tick:.{precision}g}".replace("-", "−") for tick in ticks]
 
 
 def _facts(caption: str, rows: Sequence[tuple[str, str]]) -> str:
