@@ -16,7 +16,7 @@ from absl import flags
 from common import cli, trained
 from tqdm import tqdm
 
-from selfens_jax import attacks, counting, data, locks, metrics, plots, runs, smoothing
+from selfens_jax import attacks, counting, data, locks, metrics, noise, plots, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
@@ -83,8 +83,8 @@ def main() -> None:
 def check_flags() -> list[float]:
     """The values of --epsilons in increasing order, after a look at the other numbers."""
     for name in ("steps", "restarts", "attack_draws", "num_draws"):
-        if FLAGS[name].value < 1:
-            raise UserError(f"--{name} must be at least 1, not {FLAGS[name].value}")
+        if (value := getattr(FLAGS, name)) < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}")
     try:
         epsilons = sorted({float(text) for text in FLAGS.epsilons})
     except ValueError:
@@ -175,6 +175,7 @@ def attack_chunk(
             num_draws=settings["num_draws"],
             key=stream(settings["noise_seed"], "certification"),
             indices=chunk,
+            **noise.arguments(settings),
         )
         prediction = counts.argmax(axis=1)
     else:
@@ -192,8 +193,8 @@ def report(settings: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) 
     norms = np.sqrt((changes**2).sum(axis=(2, 3)))  # (E, N)
     rows = []
     for epsilon, after, norm in zip(arrays["epsilons"], arrays["after"], norms, strict=True):
-        of_all, of_correct = attacks.success_rates(before, after, labels)
-        rows.append((float(epsilon), of_all, of_correct, float(norm.mean())))
+        all_wrong, correct_wrong = attacks.success_rates(before, after, labels)
+        rows.append((float(epsilon), all_wrong, correct_wrong, float(norm.mean())))
     clean_accuracy = metrics.accuracy(before, labels)
     if settings["target"] == "smoothed":
         judged = f"most voted class of n = {settings['num_draws']} draws that no attack saw"
@@ -215,14 +216,14 @@ def report(settings: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) 
             "attacks": [
                 {
                     "epsilon": epsilon,
-                    "wrong_of_all": of_all,
+                    "wrong_of_all": all_wrong,
                     # JSON has no NaN (no example was right): as text.
-                    "wrong_of_initially_correct": of_correct
-                    if of_correct >= 0
-                    else str(of_correct),
+                    "wrong_of_initially_correct": correct_wrong
+                    if correct_wrong >= 0
+                    else str(correct_wrong),
                     "mean_norm": norm,
                 }
-                for epsilon, of_all, of_correct, norm in rows
+                for epsilon, all_wrong, correct_wrong, norm in rows
             ],
             "example_shown": int(shown),
             "series": file.name,
@@ -236,8 +237,8 @@ def report(settings: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) 
     print(f"  {'accuracy before the attack':<30} {clean_accuracy:.2%}")
     heads = ("epsilon", "wrong, of all", "of initially correct", "mean L2 norm")
     print("  " + "".join(f"{head:>22}" for head in heads))
-    for epsilon, of_all, of_correct, norm in rows:
-        print(f"  {epsilon:>22g}{of_all:>22.2%}{of_correct:>22.2%}{norm:>22.4f}")
+    for epsilon, all_wrong, correct_wrong, norm in rows:
+        print(f"  {epsilon:>22g}{all_wrong:>22.2%}{correct_wrong:>22.2%}{norm:>22.4f}")
     print(f"  written to {file} (.json, .png)")
 
 

@@ -43,6 +43,7 @@ from comparison.contenders import (
     peak_memory,
     timed,
     torch,
+    torch_baseline,
     torch_training,
     torch_with,
     tune_certification,
@@ -52,9 +53,6 @@ from comparison.tables import Row
 
 from selfens_jax import models, runs, training
 from selfens_jax.errors import UserError
-
-if torch is not None:
-    from comparison import torch_baseline
 
 SMOKE = {  # what --smoke sets, unless the flag is given
     "models": ["lstm_fcn"],
@@ -151,16 +149,17 @@ def main() -> None:
 def check_flags() -> None:
     parts = tables.PARTS
     for name, known in (("models", models.NAMES), ("datasets", DATASETS), ("what", parts)):
-        for value in FLAGS[name].value:
+        values = getattr(FLAGS, name)
+        for value in values:
             if value not in known:
                 raise UserError(f"--{name}: unknown {value!r}; choose from {', '.join(known)}")
-        if not FLAGS[name].value:
+        if not values:
             raise UserError(f"--{name} is empty")
     if FLAGS.run_dir is not None:
         check_run()
     for name in ("num_draws", "num_masks", "num_examples", "repeats"):
-        if FLAGS[name].value < 1:
-            raise UserError(f"--{name} must be at least 1, not {FLAGS[name].value}")
+        if (value := getattr(FLAGS, name)) < 1:
+            raise UserError(f"--{name} must be at least 1, not {value}")
 
 
 def check_run() -> None:
@@ -170,7 +169,7 @@ def check_run() -> None:
     for name, value in asked.items():
         if FLAGS[name].present and FLAGS[name].value != value:
             raise UserError(
-                f"--run_dir is of --{name}={value[0]}, not {','.join(FLAGS[name].value)}"
+                f"--run_dir is of --{name}={value[0]}, not {','.join(getattr(FLAGS, name))}"
             )
         FLAGS[name].value = value
     if config["num_members"] != 1 or FLAGS.datasets[0] not in DATASETS:
@@ -227,7 +226,7 @@ def matrix_products(size: int) -> dict[str, Callable[[], Any]]:
         right = torch.tensor(ones, device=device())
 
         def multiply() -> None:
-            right @ right
+            torch.matmul(right, right)
             torch_baseline.synchronise(device())
 
         found["matrix product, torch"] = multiply
@@ -270,7 +269,7 @@ def certify(model: str, dataset: str, clock: Clock) -> list[Row]:
         FLAGS.consensus,
     )
     contenders: dict[str, Run] = {}
-    arguments: dict[str, tuple] = {}
+    arguments: dict[str, tuple[Any, ...]] = {}
     compile_seconds: dict[str, float] = {}
     notes = dict.fromkeys(CERTIFIERS, "")
     for name in CERTIFIERS:
@@ -319,10 +318,10 @@ def certify(model: str, dataset: str, clock: Clock) -> list[Row]:
                 forwards = case.num_draws * case.consensus
                 forwards += asked_all * (case.num_masks - case.consensus)
                 row.note = f"{forwards / case.num_draws:.3f} forward passes a draw"
-            row.forwards_per_second = forwards / row.median_seconds
-            row.gflop_per_second = row.forwards_per_second * flop / 1e9
+            row.forwards_per_second = rate = forwards / row.median_seconds
+            row.gflop_per_second = gflop = rate * flop / 1e9
             if best_rate:
-                row.share_of_matrix_rate = row.gflop_per_second / best_rate
+                row.share_of_matrix_rate = gflop / best_rate
             if name.startswith("jax"):
                 row.compile_seconds = max(0.0, first_call[name] - row.median_seconds)
             if FLAGS.memory and not clock.is_over():
@@ -399,7 +398,7 @@ def train(model: str, dataset: str, clock: Clock) -> list[Row]:
 def scale(model: str, dataset: str, clock: Clock) -> list[Row]:
     """JAX's time against n, m and the number of examples, and its memory against n and examples."""
     n, m = FLAGS.num_draws, FLAGS.num_masks
-    few = max(1, n // 5)  # of n = 1000 a whole number of blocks of draws, as all sizes here
+    few = max(1, n // 5)  # of n = 1000 a multiple of a block's draws, as all sizes here
     lines = {
         "num_draws": [(value, m, 1) for value in (few, max(1, n // 2), n, 2 * n)],
         "num_masks": [(few, value, 1) for value in sorted({1, m, 2 * m})],

@@ -4,10 +4,12 @@
     python experiments/certify.py --from_counts=runs/.../counts-....npz --alpha=0.01
     python experiments/certify.py --ensemble=mc --target_radius=0.4
     python experiments/certify.py --run_dir=runs/... --series=new.npz --report
+    python experiments/certify.py --ensemble=mc --explain=17
 
 A killed command, started again, goes on and ends with the same files.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,16 @@ import numpy as np
 from absl import flags
 from common import cli, decisions, processes, summaries, trained
 
-from selfens_jax import blocks, certificates, counting, runs, smoothing
+from selfens_jax import (
+    blocks,
+    certificates,
+    counting,
+    coverage,
+    metrics,
+    noise,
+    runs,
+    smoothing,
+)
 from selfens_jax.errors import UserError
 from selfens_jax.runs import records
 from selfens_jax.runs.records import Counts
@@ -27,6 +38,11 @@ for module in (trained, processes, decisions):
 for module in (cli, trained, processes, decisions):
     flags.adopt_module_key_flags(module)
 flags.DEFINE_float("alpha", 0.001, "Probability that a certificate is false, for each example.")
+flags.DEFINE_float(
+    "alpha_total",
+    None,
+    "Probability that any certificate of the command is false; alpha is its share.",
+)
 flags.DEFINE_enum(
     "interval",
     "clopper_pearson",
@@ -46,6 +62,9 @@ cli.define_path(
     "Certify the series of this file, with labels or without.",
 )
 flags.DEFINE_bool("report", False, "Write a page, .html, with every series and its certificate.")
+flags.DEFINE_integer(
+    "explain", None, "Print all that the radius of one series covers; its idx in the table."
+)
 FLAGS = flags.FLAGS
 WITH_SAVED_COUNTS = ("from_counts", "output_dir", "compilation_cache")  # beside this file's own
 
@@ -55,14 +74,16 @@ def main() -> None:
     if FLAGS.from_counts is not None:
         path = Path(FLAGS.from_counts)
         counted = records.read_counts(path)
-        check_budget(counted.settings["num_draws"], len(counted.settings["data"]["classes"]))
+        alpha = alpha_of_each(len(counted.indices))
+        num_classes = len(counted.settings["data"]["classes"])
+        check_budget(counted.settings["num_draws"], num_classes, alpha)
         folder = trained.output_folder(path.parent)
         return write(counted, folder, path.stem.removeprefix("counts-"))
     share = processes.start()
     run, config = trained.find_run(noisy=True)
     folder = trained.output_folder(run)
     if FLAGS.target_radius is not None:
-        edges = decisions.check_budget(config["sigma"])
+        edges = decisions.check_budget(config)
         job = make_job(run, config, decisions.default_batch_size())
         levels = (FLAGS.target_radius, FLAGS.alpha, FLAGS.alpha_futility)
         show = decisions.beside_the_bar
@@ -70,12 +91,19 @@ def main() -> None:
         if decided is not None:
             decisions.write(decided, folder, job.num_members)
         return None
-    check_budget(FLAGS.num_draws, len(config["data"]["classes"]))
+    if FLAGS.alpha_total is None:  # before anything is loaded
+        check_budget(FLAGS.num_draws, len(config["data"]["classes"]), FLAGS.alpha)
     job = make_job(run, config, blocks.default_batch_size())
+    check_budget(FLAGS.num_draws, len(config["data"]["classes"]), alpha_of_each(len(job.chosen)))
+    if FLAGS.explain is not None and FLAGS.explain not in job.chosen:
+        raise UserError(
+            f"--explain={FLAGS.explain}: that series is not certified; give one of the "
+            f"{len(job.chosen)} from {job.chosen[0]} to {job.chosen[-1]} that are"
+        )
     counted = counting.count_examples(job, FLAGS.num_draws, folder, share, Progress(job))
     if counted is not None:
         records.write_counts(folder, counted)
-        write(counted, folder, counted.name, job.x[job.chosen] if FLAGS.report else None)
+        write(counted, folder, counted.name, job.x[job.chosen])
     return None
 
 
@@ -87,7 +115,7 @@ def make_job(run: Path, config: dict[str, Any], batch_size: int) -> counting.Job
     """
     if FLAGS.precision != "float32" and jax.default_backend() == "cpu":
         raise UserError(f"--precision={FLAGS.precision}: a CPU computes in float32; leave it out")
-    x, labels, of_series = load_series(run, config)
+    x, labels, series_settings = load_series(run, config)
     chosen = counting.evenly_spaced(FLAGS.num_examples, len(x))
     predict, classifier = trained.load_classifier(run)
     if FLAGS.consensus is not None:
@@ -95,7 +123,7 @@ def make_job(run: Path, config: dict[str, Any], batch_size: int) -> counting.Job
         classifier["consensus"] = FLAGS.consensus
     settings = {
         **trained.shared_settings(config, classifier),
-        **of_series,
+        **series_settings,
         "draws_per_block": blocks.default_draws_per_block(),
         "precision": FLAGS.precision,
     }
@@ -132,6 +160,13 @@ def check_flags() -> None:
     """Raises UserError for flags that do not fit together or lie outside their range."""
     if not 0 < FLAGS.alpha < 1:
         raise UserError(f"--alpha must be between 0 and 1, not {FLAGS.alpha}")
+    if FLAGS.alpha_total is not None:
+        if not 0 < FLAGS.alpha_total < 1:
+            raise UserError(f"--alpha_total must be between 0 and 1, not {FLAGS.alpha_total}")
+        if FLAGS["alpha"].present:
+            raise UserError("--alpha_total sets alpha; leave out --alpha, or --alpha_total")
+        if FLAGS.interval != "clopper_pearson":
+            raise UserError(f"--interval={FLAGS.interval} proves no alpha; leave out --alpha_total")
     if FLAGS.num_draws < 1:
         raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
     if FLAGS.from_counts is not None:
@@ -143,29 +178,38 @@ def check_flags() -> None:
                         f"--{flag.name}"
                     )
     if FLAGS.report and FLAGS.from_counts is not None:
-        raise UserError(
-            "--report draws the series, which --from_counts lacks; leave it out"
-        )
+        raise UserError("--report draws the series, which --from_counts lacks; leave it out")
     if FLAGS.report and FLAGS.target_radius is not None:
         raise UserError("--report is of radii, --target_radius of one; leave one of them out")
+    if FLAGS.explain is not None:
+        if FLAGS.from_counts is not None:
+            raise UserError("--explain needs the series, which --from_counts lacks; leave it out")
+        if FLAGS.paper or FLAGS.interval != "clopper_pearson":
+            raise UserError("--explain is of valid certificates; leave it out")
     if FLAGS.paper:
-        for name in ("alpha", "interval", "bound", "target_radius"):
+        for name in ("alpha", "alpha_total", "interval", "bound", "target_radius"):
             if FLAGS[name].present:
                 raise UserError(f"--paper fixes the interval, bound and level; leave out --{name}")
     if FLAGS.target_radius is not None:
-        for name in ("num_draws", "interval", "bound", "from_counts"):
+        for name in ("num_draws", "alpha_total", "interval", "bound", "from_counts", "explain"):
             if FLAGS[name].present:
                 raise UserError(f"--target_radius chooses its draws and test; leave out --{name}")
         if not 0 < FLAGS.alpha_futility < 1:
             raise UserError(f"--alpha_futility must be between 0 and 1, not {FLAGS.alpha_futility}")
 
 
-def check_budget(num_draws: int, num_classes: int) -> None:
+def alpha_of_each(num_examples: int) -> float:
+    if FLAGS.alpha_total is None:
+        return FLAGS.alpha
+    return metrics.alpha_of_each(FLAGS.alpha_total, num_examples)
+
+
+def check_budget(num_draws: int, num_classes: int, alpha: float) -> None:
     """Raises UserError if nothing could be certified with so many draws."""
     if FLAGS.paper:
         return  # which never abstains
     try:
-        certificates.check_budget(num_draws, FLAGS.alpha, num_classes, FLAGS.interval, FLAGS.bound)
+        certificates.check_budget(num_draws, alpha, num_classes, FLAGS.interval, FLAGS.bound)
     except UserError as error:
         raise UserError(f"--num_draws: {error}") from None
 
@@ -175,9 +219,10 @@ class Progress:
 
     def __init__(self, job: counting.Job) -> None:
         self.job, self.done, self.right = job, 0, 0
+        self.alpha = alpha_of_each(len(job.chosen))
 
     def __call__(self, examples: np.ndarray, votes: np.ndarray) -> str:
-        prediction = certify_votes(votes, self.job.settings["sigma"]).prediction
+        prediction = certify_votes(votes, self.job.settings, self.alpha).prediction
         labels = self.job.labels[examples]
         self.done += len(examples)
         if (self.job.labels < 0).all():
@@ -187,29 +232,43 @@ class Progress:
         return f"certified and correct {self.right / self.done:.1%}"
 
 
-def certify_votes(counts: np.ndarray, sigma: float) -> certificates.Certificates:
+def certify_votes(
+    counts: np.ndarray, settings: dict[str, Any], alpha: float
+) -> certificates.Certificates:
     """The certificates of votes (N, K) that the flags ask for."""
+    sigma = settings["sigma"]
     if FLAGS.paper:
         return certificates.certify_counts_as_published(counts, sigma)
-    return certificates.certify_counts(counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound)
+    asked = (alpha, FLAGS.interval, FLAGS.bound)
+    return certificates.certify_counts(counts, sigma, *asked, noise.given_up(settings))
 
 
 def write(counted: Counts, folder: Path, name: str, series: np.ndarray | None = None) -> None:
     """Writes the certificates, their record, curve and page; prints what they come to.
 
-    series: (N, T, C), for the page; None for none.
+    series: (N, T, C), for what the radii cover and for the page; None where they are not at hand.
     """
-    certified = certify_votes(counted.counts, counted.settings["sigma"])
-    if not FLAGS.paper and (FLAGS.interval, FLAGS.bound) == ("clopper_pearson", "cohen"):
-        how = f"alpha{FLAGS.alpha:g}"
-    else:
-        how = "paper" if FLAGS.paper else f"alpha{FLAGS.alpha:g}-{FLAGS.interval}-{FLAGS.bound}"
+    number, total = len(counted.indices), FLAGS.alpha_total
+    certified = certify_votes(counted.counts, counted.settings, alpha_of_each(number))
+    how = f"alpha{FLAGS.alpha:g}"
+    if total is not None:
+        how = f"alpha_total{total:g}"
+        at_once = f"{certified.statement}, all {number} at once with at least 1 - {total:g}"
+        certified = dataclasses.replace(certified, statement=at_once)
+    if FLAGS.paper:
+        how = "paper"
+    elif (FLAGS.interval, FLAGS.bound) != ("clopper_pearson", "cohen"):
+        how += f"-{FLAGS.interval}-{FLAGS.bound}"
     stem = f"certificates-{name}-{how}"
     table = summaries.summary(counted, certified)
-    records.write_certificates(folder, stem, counted, certified, table, f"counts-{name}.npz")
+    covered = []
+    if series is not None and certified.valid:
+        covered = [coverage.cover(r, x) for r, x in zip(certified.radius, series, strict=True)]
+    file = f"counts-{name}.npz"
+    records.write_certificates(folder, stem, counted, certified, table, file, covered, total)
     runs.write_bytes(folder / f"{stem}.png", summaries.curve(counted, certified))
     endings = [".json", ".png"]
-    if series is not None:
+    if FLAGS.report and series is not None:
         runs.write_bytes(folder / f"{stem}.html", summaries.page(counted, certified, series))
         endings.append(".html")
     cli.print_summary(
@@ -219,6 +278,10 @@ def write(counted: Counts, folder: Path, name: str, series: np.ndarray | None = 
         table,
         f"{folder / stem}.tsv ({', '.join(endings)})",
     )
+    lines = summaries.covered_in_short(counted, covered)
+    if FLAGS.explain is not None:
+        lines = summaries.covered_in_full(counted, certified, covered, FLAGS.explain)
+    print(*lines, sep="\n", end="\n" * bool(lines))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from common import cli, trained
 from reproduction import theory
 from tqdm import tqdm
 
-from selfens_jax import counting, data, locks, masks, runs, smoothing
+from selfens_jax import counting, data, locks, masks, noise, runs, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
@@ -89,6 +89,7 @@ def measure(
                     num_draws=FLAGS.num_draws,
                     key=stream(settings["noise_seed"], "certification"),
                     indices=chosen,
+                    **noise.arguments(settings),
                 )
                 runs.write_npz(piece, logits=drawn)
                 bar.update()
@@ -96,10 +97,12 @@ def measure(
 
         logits = draw("ensemble", predict)
         examples = [{"index": int(index)} for index in chosen]
-        if masked:
+        if masked and isinstance(predict, smoothing.SelfEnsemble):
             parts = draw_parts(predict, config, dataset.x_test[chosen], draw)
-            for example, *of_example in zip(examples, *parts, strict=True):
-                example |= check(*of_example, sizes)
+            for example, noisy, noisy_masked, clean, clean_masked in zip(
+                examples, *parts, strict=True
+            ):
+                example |= check(noisy, noisy_masked, clean, clean_masked, sizes)
     runs.write_npz(
         file,
         indices=chosen,
@@ -116,14 +119,17 @@ def draw_parts(
     config: dict[str, Any],
     x: np.ndarray,
     draw: Callable[[str, smoothing.Predict], np.ndarray],
-) -> tuple[np.ndarray, ...]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Logits of the network under single masks, all with the same noise; N examples, P masks.
 
     Args:
+      predict: whose network it is.
+      config: of the run.
+      x: (N, T, C) series.
       draw: the logits (N, n, K) of a classifier under noise, kept under a name.
 
     Returns:
-      with noise, without a mask (N, n, K) and under each mask (N, n, P, K); without noise, without
+      With noise, without a mask (N, n, K) and under each mask (N, n, P, K); without noise, without
       a mask (N, K) and under each mask (N, P, K).
     """
     model, variables, length = predict.model, predict.variables, x.shape[1]
@@ -136,8 +142,8 @@ def draw_parts(
         return draw(name, one), np.asarray(without_noise(one, x))
 
     noisy, clean = under("no-mask", np.ones(length, np.float32))
-    of_masks = (under(f"mask-{i}", mask) for i, mask in enumerate(np.asarray(chosen)))
-    noisy_masked, clean_masked = zip(*of_masks, strict=True)
+    pairs = (under(f"mask-{i}", mask) for i, mask in enumerate(np.asarray(chosen)))
+    noisy_masked, clean_masked = zip(*pairs, strict=True)
     return noisy, np.stack(noisy_masked, axis=2), clean, np.stack(clean_masked, axis=1)
 
 
@@ -157,7 +163,7 @@ def check(
     """
     half = len(noisy) // 2
     top, second = theory.top_two(noisy_masked[:half].mean(axis=1))
-    b = second - (second > top)  # the place of B among the other classes
+    b = second - (second > top)  # the index of B among the other classes
     z_noisy, z_masked = theory.of_class(noisy, top), theory.of_class(noisy_masked, top)
     z_clean, z_clean_masked = theory.of_class(clean, top), theory.of_class(clean_masked, top)
     estimated = theory.components(z_masked[:half], z_clean_masked)

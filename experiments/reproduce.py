@@ -73,7 +73,7 @@ def main() -> None:
 def reproduce(
     names: tuple[str, ...], grids: dict[str, Grid], settings: Settings, results_dir: Path
 ) -> None:
-    """Runs the jobs of some tables and figures, and shows what came out."""
+    """Runs the jobs of the tables and figures asked for, and shows what came out."""
     if not (results_dir / "settings.json").exists():
         runs.write_json(results_dir / "settings.json", dataclasses.asdict(settings))
     if FLAGS.merge is not None:
@@ -188,9 +188,9 @@ def check_grid(name: str) -> Grid:
     check_known("ensembles", masks.ENSEMBLES)
     grid = plan.GRIDS[name] if FLAGS.profile == "paper" else plan.smoke(plan.GRIDS[name])
     given = {
-        name: tuple(dict.fromkeys(FLAGS[name].value))
+        name: tuple(dict.fromkeys(getattr(FLAGS, name)))
         for name in ("datasets", "models")
-        if FLAGS[name].value
+        if getattr(FLAGS, name)
     }
     if FLAGS.sigmas is not None:
         given["sigmas"] = cli.numbers(FLAGS, "sigmas", float, 1e-6)

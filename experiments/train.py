@@ -71,9 +71,9 @@ def main() -> None:
     for folder, wanted in zip(folders, asked, strict=True):
         refuse_another(folder, wanted)
     open_ones = [
-        of_run
-        for of_run in zip(folders, configs, asked, strict=True)
-        if FLAGS.overwrite or not is_trained(of_run[0])
+        (folder, config, wanted)
+        for folder, config, wanted in zip(folders, configs, asked, strict=True)
+        if FLAGS.overwrite or not is_trained(folder)
     ]
     with contextlib.ExitStack() as stack:
         for folder, *_ in open_ones:
@@ -137,7 +137,11 @@ def asked_of(config: training.TrainConfig, dataset: data.Dataset) -> dict[str, A
 
 
 def refuse_another(run: Path, asked: dict[str, Any]) -> None:
-    """Raises UserError if the run directory holds something else and is not to be overwritten."""
+    """Refuses a run directory that holds something else and is not to be overwritten.
+
+    Raises:
+      UserError: for such a directory.
+    """
     file = run / "config.json"
     if not file.exists() or not runs.is_begun(run) or FLAGS.overwrite:
         return
@@ -197,7 +201,7 @@ def train(together: list[Run], dataset: data.Dataset) -> None:
     with tqdm(total=epochs, initial=done, unit="epoch", desc="training") as bar:
         for reports in steps:
             for run, (states, rows) in zip(together, reports, strict=True):
-                run.states, run.done, run.saved = states, rows[-1]["epoch"], False
+                run.states, run.done, run.saved = states, int(rows[-1]["epoch"]), False
                 run.history += rows
             bar.set_postfix(
                 loss=f"{mean_of_last(together, 'loss'):.4f}",

@@ -15,7 +15,7 @@ Nothing here knows what `function` makes of a block.
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from selfens_jax.errors import (
     check_series,
     check_whole,
 )
+from selfens_jax.noise import Noise, make_noise
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 NO_DRAW = np.uint32(2**32 - 1)  # fills blocks up; never counted
@@ -52,9 +53,9 @@ class Block:
     """Some draws of one example, and what their votes depend on."""
 
     predict: Any
-    sigma: jax.Array | np.float32
+    noise: Noise
     key: jax.Array
-    series: jax.Array  # (T, C)
+    series: jax.Array  # (T, C), on the grid of the noise
     index: jax.Array  # of the example in its data set
     draws: jax.Array  # (B,) uint32, NO_DRAW where padded
     num_classes: int = dataclasses.field(metadata={"static": True})
@@ -64,6 +65,20 @@ class Block:
         return self.draws != NO_DRAW
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.jit` of a function of a `Block` that does not look at its classifier.
+
+    Without it, one program serves all classifiers, and keeps none of the host's in memory.
+    """
+    program = jax.jit(function)
+
+    @wraps(function)
+    def call(block: Block, *more: Any) -> Any:
+        return program(dataclasses.replace(block, predict=None), *more)
+
+    return call
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """Everything that all blocks share, checked."""
@@ -71,7 +86,7 @@ class Program:
     predict: Any
     x: np.ndarray
     indices: np.ndarray
-    sigma: np.float32
+    noise: Noise
     key: jax.Array
     batch_size: int
     draws_per_block: int
@@ -91,12 +106,14 @@ def prepare(
     indices: np.ndarray | None = None,
     precision: str = "float32",
     mesh: Mesh | None = None,
+    noise: str = "grid",
+    grid: float | None = None,
 ) -> Program:
     """Checks what all blocks share; arguments and errors as in `smoothing.count_votes`."""
     batch_size = default_batch_size() if batch_size is None else batch_size
     if draws_per_block is None:
         draws_per_block = default_draws_per_block()
-    x, sigma = check_series(x), check_number("sigma", sigma, 0, np.inf)
+    given, x, sigma = x, check_series(x), check_number("sigma", sigma, 0, np.inf)
     check_resolution(x, sigma)
     check_whole("batch_size", batch_size, 1)
     check_whole("draws_per_block", draws_per_block, 1)
@@ -109,18 +126,20 @@ def prepare(
     if mesh is not None and not (isinstance(mesh, Mesh) and len(mesh.axis_names) == 1):
         raise UserError("mesh must be a jax.sharding.Mesh of one axis")
     key = _check_key(key)
+    made, x = make_noise(noise, sigma, grid, np.asarray(given, np.float64), x)
     predict, num_classes = check_classifier(
         as_classifier(predict), x, sigma, draws_per_block, precision
     )
     if isinstance(predict, HostClassifier):
         mesh = None  # it is called from here, whatever the devices
     if mesh is not None:  # weights may be bound to one device, as those of a checkpoint can be
-        predict, key = jax.device_put((predict, key), NamedSharding(mesh, PartitionSpec()))
+        shared = (predict, key, made)
+        predict, key, made = jax.device_put(shared, NamedSharding(mesh, PartitionSpec()))
     return Program(
         predict=predict,
         x=x,
         indices=indices.astype(np.uint32),
-        sigma=round_up(sigma),
+        noise=made,
         key=key,
         batch_size=batch_size,
         draws_per_block=draws_per_block,
@@ -234,7 +253,7 @@ def _call(
         draws_padded,
         *(values[padded] for values in more),
     )
-    shared = (program.predict, program.sigma, program.key)
+    shared = (program.predict, program.noise, program.key)
     with jax.default_matmul_precision(program.precision):
         if on_host:
             results = [
@@ -254,7 +273,7 @@ def _call(
 @partial(jax.jit, static_argnames=("function", "num_classes", "mesh"))
 def _on_device(
     predict: Any,
-    sigma: jax.Array,
+    noise: Noise,
     key: jax.Array,
     each: tuple[jax.Array, ...],
     *,
@@ -264,10 +283,10 @@ def _on_device(
 ) -> Any:
     """function(block) of every block; each: series, index, draws and more, blocks first."""
 
-    def all_blocks(predict: Any, sigma: jax.Array, key: jax.Array, each: tuple[Any, ...]) -> Any:
+    def all_blocks(predict: Any, noise: Noise, key: jax.Array, each: tuple[Any, ...]) -> Any:
         def one_block(one: tuple[Any, ...]) -> Any:
             series, index, draws, *more = one
-            return function(Block(predict, sigma, key, series, index, draws, num_classes), *more)
+            return function(Block(predict, noise, key, series, index, draws, num_classes), *more)
 
         return jax.lax.map(one_block, each)
 
@@ -281,7 +300,7 @@ def _on_device(
             out_specs=split,
             check_vma=False,
         )
-    return all_blocks(predict, sigma, key, each)
+    return all_blocks(predict, noise, key, each)
 
 
 def _check_key(key: Any) -> jax.Array:
@@ -300,9 +319,3 @@ def _check_key(key: Any) -> jax.Array:
             "'certification') and jax.random.key(seed) are"
         )
     return key
-
-
-def round_up(sigma: float) -> np.float32:
-    """The least float32 that is not below sigma: never less noise than a radius is computed for."""
-    single = np.float32(sigma)
-    return single if float(single) >= sigma else np.nextafter(single, np.float32(np.inf))

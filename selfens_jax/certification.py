@@ -3,7 +3,7 @@
     input  classifier f, masks M_1..M_m, series x, sigma, n, alpha
     1      counts <- 0
     2      for d = 1..n:
-    3          noise_d ~ N(0, sigma^2 I)                                    `noised`
+    3          noise_d ~ N(0, sigma^2 I), on a grid                         `noised`
     4          logits_d <- mean_i f(M_i * (x + noise_d))                    `vote`
     5          counts[argmax_k logits_d[k]] += 1                            `vote`, `count_votes`
     6      class, p_A <- the most voted class, a lower bound of its probability at level alpha
@@ -26,10 +26,11 @@ from jax.sharding import Mesh
 
 from selfens_jax import blocks
 from selfens_jax.blocks import Block
-from selfens_jax.certificates import Certificates, certify_counts
-from selfens_jax.classifiers import as_classifier
+from selfens_jax.certificates import Certificates, certify_counts, check_budget
+from selfens_jax.classifiers import as_classifier, check_num_classes
 from selfens_jax.ensembles import Predict, mean_logits
-from selfens_jax.errors import UserError
+from selfens_jax.errors import UserError, check_whole
+from selfens_jax.noise import correction
 from selfens_jax.streams import stream
 
 
@@ -45,6 +46,8 @@ def certify(
     num_classes: int | None = None,
     interval: str = "clopper_pearson",
     bound: str = "cohen",
+    noise: str = "grid",
+    grid: float | None = None,
     **how: Any,
 ) -> Certificates:
     """Certifies any classifier on series x: class and radius, or abstention, for each.
@@ -68,6 +71,7 @@ def certify(
       variables: of a Linen module.
       num_classes: for functions that return class indices, if there are more than 256 classes.
       interval, bound: as in `certificates.certify_counts`.
+      noise, grid: as in `count_votes`.
       how: batch_size, indices, draws_per_block, precision, mesh of `smoothing.count_votes`.
 
     Returns:
@@ -76,17 +80,20 @@ def certify(
     Raises:
       UserError: for whatever cannot be certified, in one line.
     """
-    series = np.asarray(x) if not np.ma.isMaskedArray(x) else x
-    series = series[:, :, None] if series.ndim == 2 else series
+    check_budget(check_whole("num_draws", num_draws, 1), alpha, 2, interval, bound)
+    series = with_channels(x)
     counts = count_votes(
         as_classifier(predict, variables, num_classes),
         series,
         sigma=sigma,
         num_draws=num_draws,
         key=stream(0, "certification") if key is None else key,
+        noise=noise,
+        grid=grid,
         **how,
     )
-    return certify_counts(counts, sigma, alpha, interval, bound)
+    given_up = correction(noise, sigma, grid, series[0].size if len(series) else 1)
+    return certify_counts(counts, sigma, alpha, interval, bound, given_up)
 
 
 def count_votes(
@@ -102,6 +109,8 @@ def count_votes(
     draws_per_block: int | None = None,
     precision: str = "float32",
     mesh: Mesh | None = None,
+    noise: str = "grid",
+    grid: float | None = None,
 ) -> np.ndarray:
     """Counts the votes of the smoothed classifier (Algorithm 2, lines 1 to 5).
 
@@ -125,6 +134,9 @@ def count_votes(
       precision: of products on an accelerator, one of `blocks.PRECISIONS`; part of the classifier
         too. A CPU computes in float32 whatever it is.
       mesh: a one-dimensional device mesh to spread the blocks over; one device if None.
+      noise: "grid", for which the guarantee is proven for any classifier, or "float32", that of
+        `jax.random.normal`, which a classifier could recognise (see `noise`).
+      grid: q, a power of two; `noise.default_grid(sigma)` if None. Series are rounded to it.
 
     Returns:
       (N, K) int64 counts; every row sums to num_draws.
@@ -145,6 +157,8 @@ def count_votes(
         indices=indices,
         precision=precision,
         mesh=mesh,
+        noise=noise,
+        grid=grid,
     )
     rows, draws = blocks.cut(program, first_draw, num_draws)
     counts = np.zeros((len(program.x), program.num_classes), np.int64)
@@ -159,21 +173,34 @@ def vote(block: Block) -> jax.Array:
     return tally(block, logits)
 
 
-@jax.jit
+@blocks.compiled
 def noised(block: Block) -> jax.Array:
     """x + noise_d for each draw of a block, (B, T, C)."""
     example_key = jax.random.fold_in(block.key, block.index)
     draw_keys = jax.vmap(partial(jax.random.fold_in, example_key))(block.draws)
-    noise = jax.vmap(lambda k: jax.random.normal(k, block.series.shape, jnp.float32))(draw_keys)
-    return block.series[None] + block.sigma * noise
+    return block.series[None] + block.noise.draw(draw_keys, block.series.shape)
 
 
-@jax.jit
+@blocks.compiled
 def tally(block: Block, logits: jax.Array, among: jax.Array | bool = True) -> jax.Array:
     """Votes (K,) of logits (B, K), of the draws `among` (B,); NaN logits vote for nobody."""
+    check_num_classes(logits, block.num_classes)
     counted = among & block.is_draw() & ~jnp.isnan(logits).any(axis=-1)
     votes = jax.nn.one_hot(logits.argmax(axis=-1), block.num_classes, dtype=jnp.int32)
     return jnp.where(counted[:, None], votes, 0).sum(axis=0)
+
+
+def with_channels(x: Any) -> np.ndarray:
+    """Series (N, T) or (N, T, C) as one array (N, T, C)."""
+    try:
+        series = x if np.ma.isMaskedArray(x) else np.asarray(x)
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged lists, tensors with gradients
+        reason = " ".join(str(error).split())
+        raise UserError(f"x must be one array, (N, T) or (N, T, C): {reason}") from None
+    if series.ndim not in (2, 3):
+        one = "; one series alone is x[None]" if series.ndim == 1 else ""
+        raise UserError(f"x must be of shape (N, T) or (N, T, C), not {series.shape}{one}")
+    return series[:, :, None] if series.ndim == 2 else series
 
 
 def check_no_loss(counts: np.ndarray, num_draws: int, indices: np.ndarray) -> np.ndarray:

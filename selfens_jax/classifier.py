@@ -1,14 +1,21 @@
 """A certified classifier with scikit-learn's verbs: fit, predict, certify, save, load."""
 
 import dataclasses
+import math
+import numbers
+import os
 import pathlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Self
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from tqdm import tqdm
@@ -18,22 +25,24 @@ from selfens_jax import (
     certificates,
     data,
     models,
+    noise,
+    paths,
     runs,
     sequential,
     smoothing,
     training,
 )
-from selfens_jax.errors import UserError, check_whole
+from selfens_jax.correction import Correction
+from selfens_jax.errors import UserError, check_number, check_resolution, check_whole
+from selfens_jax.preparation import Preparation
+from selfens_jax.runs.records import DECISION_NAMES
+from selfens_jax.splits import Split, check_scaling
 from selfens_jax.streams import stream
 
 if TYPE_CHECKING:
     import pandas
 
-DECISIONS = {
-    sequential.CERTIFIED: "certified",
-    sequential.REJECTED: "rejected",
-    sequential.OPEN: "undecided",
-}
+SEEDS = 2**32  # from 0 to below
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +53,7 @@ class Certified:
       label: (N,) the class of each, as in `fit`; None where it abstains.
       radius: (N,) no change with an L2 norm below it changes the class; 0 where it abstains.
       abstained: (N,) bool.
-      counts: (N, K) the votes that all this rests on.
+      counts: (N, K) the votes for each of `classes_` that all this rests on.
       certificates: with the statement, alpha and bounds.
     """
 
@@ -89,7 +98,7 @@ class Decided:
     @property
     def certified(self) -> np.ndarray:
         """(N,) bool."""
-        return self.decision == DECISIONS[sequential.CERTIFIED]
+        return self.decision == DECISION_NAMES[sequential.CERTIFIED]
 
     def table(self) -> "pandas.DataFrame":
         """A row for each series: label, decision and draws."""
@@ -106,8 +115,13 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
     the network of `experiments/train.py` bit for bit, and the certificates of
     `experiments/certify.py`.
 
-    Series are arrays (n, T) or (n, T, C), or (n, C, T) with `channels_first`; labels are numbers or
-    text. Nothing is rescaled unless `scaling` says so: radii are L2 norms in the units of X.
+    Series are arrays (n, T) or (n, T, C), or (n, C, T) with `channels_first`; labels are numbers,
+    booleans or text. Nothing is rescaled unless `scaling` says so: radii are L2 norms in the units
+    of X.
+
+    The noise of a series is drawn for its place in X. `certify(X)` twice gives the same answer
+    twice; `certify(X[5:6])` asks series 5 with the noise of place 0, and may get other votes. Both
+    answers are valid.
 
     Args:
       model: "inception_time", "lstm_fcn" or "macnn".
@@ -116,17 +130,22 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
       sigma: standard deviation of the noise, in the units of X. Larger certifies larger radii, of
         fewer series.
       keep: share of the time steps that a mask keeps.
-      num_masks: m, masks of the self-ensemble.
+      num_masks: m, masks of the self-ensemble. They take no part in training: another number, set
+        after it, makes another classifier of the same network.
       num_members: networks of a deep ensemble.
       epochs: passes over the training series.
       batch_size, learning_rate, class_weights: as in `training.TrainConfig`.
       scaling: "none", or "z_score" for each series by itself, before the noise.
       random_state: fixes everything random; None takes a seed from NumPy's.
+      unequal, missing: what to do about series of unequal lengths and about NaN; "refuse", or as
+        `preparation.Preparation` says.
       channels_first: whether X is (n, C, T).
       verbose: 1 shows progress bars.
 
     Attributes:
-      classes_: (K,) the labels, in the order of the columns of `predict_proba`.
+      classes_: (K,) the labels, sorted; the columns of `predict_proba` are in this order.
+      columns_: (K,) which of the network's outputs is for each of `classes_`; the network counts
+        labels that are numbers in their order even if they come as text.
       config_: what a run's config.json says of it.
       variables_: the weights, members stacked.
       history_: loss, accuracy and learning rate of each epoch.
@@ -146,6 +165,8 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         learning_rate: float = 1e-3,
         class_weights: str = "balanced",
         scaling: str = "none",
+        unequal: str = "refuse",
+        missing: str = "refuse",
         random_state: int | np.random.RandomState | None = 0,
         channels_first: bool = False,
         verbose: int = 0,
@@ -161,6 +182,8 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         self.learning_rate = learning_rate
         self.class_weights = class_weights
         self.scaling = scaling
+        self.unequal = unequal
+        self.missing = missing
         self.random_state = random_state
         self.channels_first = channels_first
         self.verbose = verbose
@@ -170,24 +193,44 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any) -> Self:
         """Trains on series X with labels y (n,), from scratch.
 
+        If it fails or is interrupted, the classifier stays as it was.
+
         Raises:
           UserError: for parameters, series or labels that cannot be meant, or if training diverges.
         """
         check_whole("num_masks", self.num_masks, 1)
+        if not isinstance(self.channels_first, bool | np.bool_):
+            raise UserError(f"channels_first must be True or False, not {self.channels_first!r}")
+        _refuse_sparse(X)
+        y = _one_column(y)
         dataset = data.from_arrays(
-            "fit", X, y, scaling=self.scaling, channels_first=self.channels_first
+            "fit",
+            X,
+            y,
+            scaling=self.scaling,
+            places=("X", "X"),
+            channels_first=bool(self.channels_first),
+            unequal=self.unequal,
+            missing=self.missing,
         )
-        config = training.TrainConfig(
-            ensemble=self.ensemble,
-            sigma=self.sigma,
-            keep=self.keep,
-            num_members=self.num_members if self.ensemble == "de" else 1,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            class_weights=self.class_weights,
-            learning_rate=self.learning_rate,
-            seed=self._seed(),
+        labels = _labels_of_classes(y, dataset)
+        if not isinstance(self.model, str):
+            kind = type(self.model).__name__
+            raise UserError(f"model must be one of {', '.join(models.NAMES)}, not a {kind}")
+        config = _train_config(
+            {
+                "ensemble": self.ensemble,
+                "sigma": self.sigma,
+                "keep": self.keep,
+                "num_members": self.num_members if self.ensemble == "de" else 1,
+                "epochs": self.epochs,
+                "batch_size": self.batch_size,
+                "class_weights": self.class_weights,
+                "learning_rate": self.learning_rate,
+                "seed": self._seed(),
+            }
         )
+        check_resolution(dataset.x_train, config.sigma)
         x, network = dataset.x_train, models.create(self.model, dataset.num_classes)
         trainer = training.Trainer(network, config, len(x))
         states, history = training.init_states(trainer, x), []
@@ -197,24 +240,18 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 history += rows
                 bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
                 bar.update(rows[-1]["epoch"] - bar.n)
-        described = data.describe(dataset)
-        self.config_ = {
-            "model": self.model,
-            **dataclasses.asdict(config),
-            "data": described,
-            "versions": runs.versions(),
-        }
-        self.variables_ = models.stack(training.recalibrated(trainer, x, states))
-        self.history_ = history
-        self.classes_ = _classes(y, dataset)
-        self.n_features_in_ = dataset.length
+        variables = models.stack(training.recalibrated(trainer, x, states))
+        described = {"model": self.model, **dataclasses.asdict(config)}
+        described |= {"data": data.describe(dataset), "versions": runs.versions()}
+        self._keep(described, variables, history, labels)
         return self
 
     # Answers
 
     def predict(self, X: Any, num_draws: int = 100) -> np.ndarray:
         """The smoothed classifier's label (n,) of each series: what most draws vote for."""
-        return self.classes_[self._counts(X, num_draws).argmax(axis=1)]
+        counts = self._counts(X, num_draws)
+        return self.classes_[counts.argmax(axis=1)]
 
     def predict_proba(self, X: Any, num_draws: int = 100) -> np.ndarray:
         """The share (n, K) of draws that vote for each class."""
@@ -241,12 +278,15 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
           noise_seed: of the draws; that of the training if None.
 
         Raises:
-          UserError: for series that do not fit, a network without noise, or too few draws.
+          UserError: for series that do not fit, or too few draws.
         """
         check_is_fitted(self)
+        check_whole("num_draws", num_draws, 1)
         certificates.check_budget(num_draws, alpha, len(self.classes_))
         counts = self._counts(X, num_draws, noise_seed)
-        found = certificates.certify_counts(counts, self.config_["sigma"], alpha)
+        found = certificates.certify_counts(
+            counts, self.config_["sigma"], alpha, given_up=self._given_up()
+        )
         abstained = found.prediction == certificates.ABSTAIN
         return Certified(
             label=_labels(self.classes_, found.prediction, ~abstained),
@@ -282,8 +322,9 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         count, num_series = self._counter(X, noise_seed)
         block = blocks.default_draws_per_block()
         edges = sequential.batches(block, block, max_draws=max_draws, block=block)
-        p0 = sequential.certified_share(radius, self.config_["sigma"])
+        p0 = sequential.certified_share(radius, self.config_["sigma"], self._given_up())
         sequential.check_budget(edges, p0, alpha)
+        check_number("alpha_futility", alpha_futility, 0, 1)
         parts = []
         with self._bar(num_series, "ex", "certifying") as bar:
             for rows in _chunks(num_series, 1 if jax.default_backend() == "cpu" else 64):
@@ -302,8 +343,8 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 bar.update(len(rows))
         candidate, decision, draws = map(np.concatenate, zip(*parts, strict=True))
         return Decided(
-            label=_labels(self.classes_, candidate, decision == sequential.CERTIFIED),
-            decision=np.array([DECISIONS[which] for which in decision.tolist()]),
+            label=_labels(self._labels_in_network(), candidate, decision == sequential.CERTIFIED),
+            decision=np.array([DECISION_NAMES[which] for which in decision.tolist()]),
             draws=draws,
         )
 
@@ -318,52 +359,72 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
           UserError: if the folder is there already.
         """
         check_is_fitted(self)
-        folder = pathlib.Path(path).absolute()
-        if folder.exists():
+        folder = paths.expand(path).absolute()
+        if os.path.lexists(folder):
             raise UserError(f"{folder} is there already: choose another path, or remove it")
-        own = {"num_masks": self.num_masks, "classes": self.classes_.tolist()}
-        own["dtype"] = self.classes_.dtype.str
-        runs.write_json(folder / "config.json", {**self.config_, "classifier": own})
-        runs.save_networks(folder, self.variables_, self.history_)
-        runs.load_classifier(folder, num_masks=self.num_masks)  # keeps its masks there
+        own = {"num_masks": int(self.num_masks), "classes": _plain(self._labels_in_network())}
+        own["dtype"] = "T" if self.classes_.dtype.kind == "T" else self.classes_.dtype.str
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
+            whole = pathlib.Path(beside) / "saved"  # the folder appears whole or not at all
+            runs.write_json(whole / "config.json", {**self.config_, "classifier": own})
+            runs.save_networks(whole, self.variables_, self.history_)
+            runs.load_classifier(whole, num_masks=self.num_masks)  # keeps its masks there
+            whole.rename(folder)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Self:
         """The classifier that `save` kept, or that a run directory of train.py holds.
 
-        Labels of a run of train.py are text, as in its files.
+        Labels of a run of train.py are text, as in its files. Nothing is written to the folder.
 
         Raises:
           UserError: if there is none, or it is unfinished or damaged.
         """
-        folder = pathlib.Path(path).absolute()
+        folder = paths.expand(path).absolute()
         if not (folder / "config.json").exists() or not runs.is_finished(folder):
             raise UserError(f"{folder} holds no trained classifier: no config.json and checkpoint")
         _, variables, config = runs.load_networks(folder)
-        own = config.pop("classifier", {})
-        if own:  # whose masks are there, and must be those that its seed gives
-            runs.load_classifier(folder, num_masks=own["num_masks"])
+        own = config.pop("classifier", {"num_masks": 5})
         source = config["data"]
-        known = set(cls().get_params()) & config.keys()
-        known -= set() if config["ensemble"] == "de" else {"num_members"}
+        try:
+            known = [field.name for field in dataclasses.fields(training.TrainConfig)]
+            _train_config({name: config[name] for name in known if name in config})
+            how = Preparation(source.get("unequal", "refuse"), source.get("missing", "refuse"))
+            check_scaling(source["scaling"])
+            num_masks = check_whole("num_masks", own["num_masks"], 1)
+            labels = np.array(own.get("classes", source["classes"]), own.get("dtype", str))
+            if Split("", None).check_labels(labels, len(labels)) != source["classes"]:
+                raise UserError("its labels are not the classes of its data")
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+            _refuse_damaged(folder / "config.json", error)
+        try:
+            history = runs.read_history(folder)
+        except (OSError, TypeError, ValueError) as error:
+            _refuse_damaged(folder / "history.csv", error)
+        with tempfile.TemporaryDirectory() as elsewhere:  # for masks that the folder lacks
+            runs.load_classifier(folder, num_masks=num_masks, masks_folder=pathlib.Path(elsewhere))
+        params = {name: config[name] for name in cls().get_params() if name in config}
+        if config["ensemble"] != "de":
+            params.pop("num_members")
         self = cls(
-            **{name: config[name] for name in known},
+            **params,
             scaling=source["scaling"],
+            unequal=how.unequal,
+            missing=how.missing,
             random_state=config["seed"],
             channels_first=source.get("channels_first", False),
-            num_masks=own.get("num_masks", 5),
+            num_masks=num_masks,
         )
-        self.config_, self.variables_ = config, variables
-        self.history_ = runs.read_history(folder)
-        self.classes_ = np.array(own.get("classes", source["classes"]), dtype=own.get("dtype"))
-        self.n_features_in_ = source["length"]
+        self._keep(config, variables, history, labels)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        state = dict(super().__getstate__())
-        if "variables_" in state:  # arrays of NumPy, which need no device to be unpickled
-            state["variables_"] = jax.tree.map(np.asarray, state["variables_"])
-        return state
+        state: Any = super().__getstate__()
+        if "variables_" not in state:
+            return state
+        # Arrays of NumPy, which need no device to be unpickled.
+        return {**state, "variables_": jax.tree.map(np.asarray, state["variables_"])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -377,21 +438,42 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
 
     # What these share
 
+    def _keep(
+        self, config: dict[str, Any], variables: Any, history: training.Rows, labels: np.ndarray
+    ) -> None:
+        """Makes this the classifier of a network whose classes have these labels (K,)."""
+        self.columns_ = np.argsort(labels)
+        self.classes_ = labels[self.columns_]
+        self.config_, self.variables_, self.history_ = config, variables, history
+        self.n_features_in_ = config["data"]["length"]
+
+    def _labels_in_network(self) -> np.ndarray:
+        """The labels (K,) in the order of the network's outputs, as `_keep` got them."""
+        return self.classes_[np.argsort(self.columns_)]
+
     def _seed(self) -> int:
-        if isinstance(self.random_state, int | np.integer):
-            return int(self.random_state)
-        return int(check_random_state(self.random_state).randint(2**31))
+        given = self.random_state
+        if isinstance(given, numbers.Integral):
+            return _check_seed("random_state", given)
+        return int(check_random_state(given).randint(2**31))
+
+    def _given_up(self) -> Correction:
+        """What the grid of the noise takes off probabilities and radii."""
+        grid = noise.default_grid(self.config_["sigma"])
+        return noise.given_up({**self.config_, "grid": grid})
 
     def _counts(self, X: Any, num_draws: int, noise_seed: int | None = None) -> np.ndarray:
-        """Votes (n, K), an example at a time, so that a bar can move."""
+        """Votes (n, K) for each of `classes_`, an example at a time, so that a bar can move."""
         count, num_series = self._counter(X, noise_seed)
-        per_call = max(1, blocks.default_batch_size() // check_whole("num_draws", num_draws, 1))
+        check_whole("num_draws", num_draws, 1)
+        on_cpu = jax.default_backend() == "cpu"
+        per_call = 1 if on_cpu else max(1, blocks.default_batch_size() // num_draws)
         parts = []
         with self._bar(num_series, "ex", "certifying") as bar:
             for rows in _chunks(num_series, per_call):
                 parts.append(count(rows, 0, num_draws))
                 bar.update(len(rows))
-        return np.concatenate(parts)
+        return np.concatenate(parts)[:, self.columns_]
 
     def _counter(
         self, X: Any, noise_seed: int | None
@@ -399,12 +481,13 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         """What counts the votes of draws of some rows of X, and the number of rows."""
         check_is_fitted(self)
         config = self.config_
-        if config["sigma"] == 0:
-            raise UserError("the network was trained with sigma 0: without noise nothing is voted")
+        _refuse_sparse(X)
         x = data.check_new_series(X, config["data"], channels_first=self.channels_first)
         network = models.create(config["model"], len(self.classes_))
         predict, _ = runs.make_classifier(network, self.variables_, config, self.num_masks)
-        seed = config["seed"] if noise_seed is None else noise_seed
+        seed = config["seed"] if noise_seed is None else _check_seed("noise_seed", noise_seed)
+        # On a CPU one block a call, whose one program serves any number of draws.
+        batch_size = blocks.default_draws_per_block() if jax.default_backend() == "cpu" else None
 
         def count(rows: np.ndarray, first_draw: int, num_draws: int) -> np.ndarray:
             return smoothing.count_votes(
@@ -413,6 +496,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 sigma=config["sigma"],
                 num_draws=num_draws,
                 key=stream(seed, "certification"),
+                batch_size=batch_size,
                 indices=rows,
                 first_draw=first_draw,
             )
@@ -423,16 +507,67 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         return tqdm(total=total, unit=unit, desc=what, disable=not self.verbose)
 
 
-def _classes(y: Any, dataset: data.Dataset) -> np.ndarray:
-    """The user's own label of each class, in the data set's order."""
+def _train_config(values: Mapping[str, Any]) -> training.TrainConfig:
+    """The configuration, of Python's own numbers, which JSON can hold."""
+    number: dict[str, float] = {"sigma": check_number("sigma", values["sigma"], 0, math.inf)}
+    for name in ("keep", "learning_rate"):  # whose ranges TrainConfig knows
+        number[name] = check_number(name, values[name], -math.inf, math.inf)
+    for name in ("num_members", "epochs", "batch_size"):
+        number[name] = check_whole(name, values[name], 1)
+    number["seed"] = _check_seed("seed", values["seed"])
+    return training.TrainConfig(**{**values, **number})
+
+
+def _check_seed(what: str, value: Any) -> int:
+    if check_whole(what, value, 0) >= SEEDS:
+        raise UserError(f"{what} must be below 2**32, not {value}")
+    return int(value)
+
+
+def _refuse_sparse(X: Any) -> None:
+    if sparse.issparse(X):
+        raise UserError("X is sparse, which is not supported: give X.toarray()")
+
+
+def _one_column(y: Any) -> Any:
+    """The labels; those of one column (n, 1) as (n,)."""
+    if y is None:  # how scikit-learn calls an estimator that needs none
+        raise UserError("a classifier requires y to be passed, but the target y is None")
+    if getattr(y, "shape", ())[1:] != (1,):
+        return y
+    warnings.warn(
+        "y is one column; an array (n,) is expected, as y.ravel() is",
+        DataConversionWarning,
+        stacklevel=3,
+    )
+    return np.ravel(y)
+
+
+def _labels_of_classes(y: Any, dataset: data.Dataset) -> np.ndarray:
+    """The user's own label of each class (K,), in the data set's order."""
+    kinds = {type(label) for label in np.asarray(y, dtype=object)}
+    if any(issubclass(kind, bytes) for kind in kinds):
+        raise UserError("y holds bytes: make text of them, as np.char.decode does")
+    if len({issubclass(kind, str) for kind in kinds}) > 1:
+        raise UserError("y holds both text and numbers: write them in one way")
     labels = np.asarray(y)
     _, first = np.unique(dataset.y_train, return_index=True)
     return labels[first]
 
 
+def _refuse_damaged(file: pathlib.Path, error: Exception) -> NoReturn:
+    reason = str(error).partition("\n")[0]
+    raise UserError(f"{file} is damaged ({reason}): fit again, or train again") from None
+
+
+def _plain(labels: np.ndarray) -> list[Any]:
+    """Labels as values of Python's own types, which JSON can hold."""
+    return [label.item() if isinstance(label, np.generic) else label for label in labels.tolist()]
+
+
 def _labels(classes: np.ndarray, index: np.ndarray, known: np.ndarray) -> np.ndarray:
     """(N,) the classes as Python values, None where not `known`."""
-    values = classes.tolist()
+    values = _plain(classes)
     found = [values[i] if sure else None for i, sure in zip(index, known, strict=True)]
     return np.array([*found, None], dtype=object)[:-1]
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
@@ -45,15 +46,30 @@ class HostClassifier:
     def __call__(self, x: jax.Array | np.ndarray) -> Any:
         """Scores (B, K), float32; of class indices, 1 for the class and 0 for the others.
 
+        Wider scores are taken relative to the largest, which so stays the largest in float32.
         What is no array is handed on: `mean_logits` says what is wrong with it.
+
+        Raises:
+          UserError: if the function fails, or a class index is out of range.
         """
-        answer = self.function(np.array(x, np.float32))  # a copy, which it may change
-        if isinstance(answer, tuple | list | dict) or answer is None:
-            return answer
-        scores = np.asarray(answer)
-        if scores.dtype.kind in "iu" and scores.shape == (len(x),):
+        try:
+            answer = self.function(np.array(x, np.float32))  # a copy, which it may change
+            if isinstance(answer, tuple | list | dict) or answer is None:
+                return answer
+            scores = np.asarray(answer)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's own function raises
+            raise UserError(_failure(x.shape, error)) from error
+        if _are_indices(scores, len(x)):
             return self._one_hot(scores)
-        return scores.astype(np.float32) if scores.dtype.kind == "f" else scores
+        if scores.dtype.kind != "f":
+            return scores
+        if scores.itemsize > 4 and scores.ndim == 2:
+            best = scores.max(axis=1, keepdims=True, initial=-np.inf)
+            scores = scores - np.where(np.isfinite(best), best, 0)
+        with np.errstate(over="ignore", under="ignore"):
+            return scores.astype(np.float32)
 
     def _one_hot(self, indices: np.ndarray) -> np.ndarray:
         if (indices < 0).any() or (indices >= self.num_classes).any():
@@ -86,6 +102,10 @@ def as_classifier(predict: Any, variables: Any = None, num_classes: int | None =
                 "a Flax Linen module has its weights apart: give them as variables=..., what "
                 "module.init returned or training.fit made of it"
             )
+        try:
+            hash(predict)  # what is compiled for one module serves its equals
+        except TypeError:  # it holds a list, as nn.Sequential does
+            return jax.tree_util.Partial(lambda v, x: models.evaluate(predict, v, x), variables)
         return Network(predict, variables)
     if variables is not None:
         raise UserError("variables belong to a Flax Linen module; leave them out")
@@ -95,14 +115,21 @@ def as_classifier(predict: Any, variables: Any = None, num_classes: int | None =
         graph, state = nnx.split(predict)
         return jax.tree_util.Partial(_NnxCall(graph), state)
     if not callable(predict):
+        remedy = "lambda x: model.predict_proba(x.reshape(len(x), -1))"
         raise UserError(
             f"predict must be a function of series (B, T, C), not of type {type(predict).__name__}"
+            + (f"; of an estimator give {remedy}" if hasattr(predict, "predict") else "")
         )
     if isinstance(predict, HostClassifier):
         return predict
     if jax.tree_util.all_leaves([predict]):
         return jax.tree_util.Partial(lambda x: predict(x))
     return predict
+
+
+def _are_indices(answer: Any, num_series: int) -> bool:
+    """Whether an answer, or its shape and type, can only be class indices."""
+    return answer.shape == (num_series,) and np.dtype(answer.dtype).kind in "iu"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,53 +162,80 @@ def check_classifier(
     Raises:
       UserError: if it fails, does not return logits (batch, K) or is not such a classifier.
     """
-    shape = (batch, *x.shape[1:])
-    predict, num_classes = _traced_or_called(predict, shape)
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((1 + _LOOKS, batch, *x.shape[1:]))
+    batches = (x[rng.integers(len(x), size=batch)] if len(x) else 0) + sigma * noise
     ensemble = predict.ensemble if isinstance(predict, Consensus) else predict
-    known = isinstance(ensemble, SelfEnsemble | DeepEnsemble)
-    if len(x) and not (known and type(ensemble.model) in models.NAMES.values()):
+    networks = models.NAMES.values()
+    known = isinstance(ensemble, SelfEnsemble | DeepEnsemble) and type(ensemble.model) in networks
+    predict, num_classes = _traced_or_called(predict, batches[0].astype(np.float32), known)
+    if len(x) and not known:
         try:
-            _refuse_mixed_rows(predict, x, sigma, batch, precision)
+            _refuse_mixed_rows(predict, x[0], batches, num_classes, precision, rng)
         except UserError:
             raise
         except Exception as error:  # whatever the user's own function raises
-            raise UserError(_failure(shape, error)) from error
+            raise UserError(_failure(batches[0].shape, error)) from error
     return predict, num_classes
 
 
-def _traced_or_called(predict: Predict, shape: tuple[int, ...]) -> tuple[Predict, int]:
-    """The classifier, as one of the host if JAX cannot trace it, and its number of classes."""
+def _traced_or_called(predict: Predict, rows: np.ndarray, known: bool) -> tuple[Predict, int]:
+    """The classifier, as one of the host if it is not for JAX, and its number of classes.
+
+    A compiled program keeps what Python's own code did when it was traced: a random number, or the
+    state of an object. So what is traced twice and differs is called on the host, where it shows.
+    So are functions that return class indices.
+    """
     if not isinstance(predict, HostClassifier):
         try:
-            series = jax.ShapeDtypeStruct(shape, np.float32)
-            return predict, jax.eval_shape(_logits, predict, series).shape[1]
+            series = jax.ShapeDtypeStruct(rows.shape, np.float32)
+            if known or _is_for_jax(predict, series):
+                return predict, jax.eval_shape(_logits, predict, series).shape[1]
         except UserError:
             raise
         except Exception:  # whatever a function says that is not for JAX's tracers
-            predict = HostClassifier(lambda x, inner=predict: inner(x))
-    try:
-        return predict, mean_logits(predict, np.zeros(shape, np.float32)).shape[1]
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(_failure(shape, error)) from error
+            pass
+        predict = HostClassifier(lambda x, inner=predict: inner(x))
+    return predict, mean_logits(predict, rows).shape[1]
+
+
+def _is_for_jax(predict: Predict, series: jax.ShapeDtypeStruct) -> bool:
+    """Whether a function returns scores, and becomes the same program when it is traced again."""
+
+    def traced() -> tuple[str, list[bytes], Any]:
+        # Another lambda each time: of the same one JAX would return the program that it has.
+        program, answer = jax.make_jaxpr(lambda p, x: p(x), return_shape=True)(predict, series)
+        numbers = [c for c in program.consts if not jnp.issubdtype(c.dtype, jax.dtypes.extended)]
+        without_addresses = re.sub(r"0x[0-9a-f]+", "", str(program))
+        return without_addresses, [np.asarray(value).tobytes() for value in numbers], answer
+
+    *first, answer = traced()
+    if hasattr(answer, "shape") and _are_indices(answer, series.shape[0]):
+        return False
+    *second, _ = traced()
+    return first == second
 
 
 _logits = jax.jit(mean_logits)
 
 
 def _refuse_mixed_rows(
-    predict: Predict, x: np.ndarray, sigma: float, batch: int, precision: str
+    predict: Predict,
+    series: np.ndarray,
+    batches: np.ndarray,
+    num_classes: int,
+    precision: str,
+    rng: np.random.Generator,
 ) -> None:
     call = mean_logits if isinstance(predict, HostClassifier) else _logits
 
     def logits(rows: np.ndarray) -> np.ndarray:
         with jax.default_matmul_precision(precision):
-            return np.asarray(call(predict, rows.astype(np.float32)), np.float64)
+            found = call(predict, rows.astype(np.float32))
+        check_num_classes(found, num_classes)
+        return np.asarray(found, np.float64)
 
-    rng = np.random.default_rng(0)
-    noise = rng.standard_normal((1 + _LOOKS, batch, *x.shape[1:]))
-    rows, *others = x[rng.integers(len(x), size=batch)] + sigma * noise
+    rows, *others = batches
     alone = logits(rows)
     # Every class by its own scale: one that is ruled out by -1e9 must not hide the others.
     scale = np.abs(np.where(np.isfinite(alone), alone, 0)).max(axis=0)
@@ -193,8 +247,8 @@ def _refuse_mixed_rows(
             return bool((equal | (np.abs(found - expected) <= error)).all())
 
     for other in others:
-        order, kept = rng.permutation(batch), rng.random(batch) < 0.5
-        replaced = np.where(kept[:, None, None], rows, x[0] + 4 * (other - x[0]))
+        order, kept = rng.permutation(len(rows)), rng.random(len(rows)) < 0.5
+        replaced = np.where(kept[:, None, None], rows, series + 4 * (other - series))
         if not (
             same(logits(rows[order]), alone[order]) and same(logits(replaced)[kept], alone[kept])
         ):
@@ -203,6 +257,19 @@ def _refuse_mixed_rows(
                 "or from call to call: it is not one classifier, and nothing can be certified; "
                 "switch off BatchNorm's training mode, dropout, and averages over the batch"
             )
+
+
+def check_num_classes(logits: jax.Array, num_classes: int) -> None:
+    """Refuses logits (B, K) of another number of classes than before.
+
+    Raises:
+      UserError: for such logits.
+    """
+    if logits.shape[1] != num_classes:
+        raise UserError(
+            f"predict returned scores of {num_classes} classes for some series and of "
+            f"{logits.shape[1]} for others: return one column for each class, always"
+        )
 
 
 def _failure(shape: tuple[int, ...], error: Exception) -> str:

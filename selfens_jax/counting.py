@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from selfens_jax import data, locks, sequential, smoothing
+from selfens_jax import data, locks, noise, sequential, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.runs.logs import Entry, append_log, open_log, read_log
 from selfens_jax.runs.records import DECISION_NAMES, Counts, Decisions, short_id
@@ -61,7 +61,7 @@ class Job:
     def count(
         self, examples: np.ndarray, first_draw: int, num_draws: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Votes (M, K) of some draws of some examples, and the forward passes (M,) they took."""
+        """Votes (M, K) of a range of draws of examples (M,), and the forward passes (M,) taken."""
         arguments: dict[str, Any] = {
             "x": self.x[examples],
             "sigma": self.settings["sigma"],
@@ -73,6 +73,7 @@ class Job:
             "draws_per_block": self.settings["draws_per_block"],
             "precision": self.settings["precision"],
             "mesh": self.mesh,
+            **noise.arguments(self.settings),
         }
         if not isinstance(self.predict, smoothing.Consensus):
             counts = smoothing.count_votes(self.predict, **arguments)
@@ -86,9 +87,10 @@ class Job:
 class Share:
     """Which part of the examples this process takes.
 
-    process, number: this process, from 0, of how many.
-    wait: seconds without news after which process 0 gives the others up.
-    say: takes a line on how it goes.
+    Attributes:
+      process, number: this process, from 0, of how many.
+      wait: seconds without news after which process 0 gives the others up.
+      say: takes a line on how it goes.
     """
 
     process: int = 0
@@ -171,7 +173,11 @@ def decide_examples(
       show: the text beside the progress bar, for the number of examples of each decision so far.
       job, folder, share: as in `count_examples`.
 
-    Returns, raises: as `count_examples`.
+    Returns:
+      The decisions; None in every process but the first, whose share is done then.
+
+    Raises:
+      UserError: as `count_examples`, and for a radius that no votes certify.
     """
     settings = {
         **job.settings,
@@ -180,7 +186,7 @@ def decide_examples(
         "alpha_futility": alpha_futility,
         "batches": list(edges),
     }
-    p0 = sequential.certified_share(radius, settings["sigma"])
+    p0 = sequential.certified_share(radius, settings["sigma"], noise.given_up(settings))
     seen = dict.fromkeys(DECISION_NAMES.values(), 0)
 
     def measure(examples: np.ndarray) -> list[tuple[int, ...]]:
@@ -247,7 +253,7 @@ def measure_examples(
       is_complete: tells whether an entry's values are complete.
       chosen: (N,) examples.
       per_call: examples that `measure` gets at once.
-      measure: the values of some examples.
+      measure: the values of examples (M,).
       show: the text beside the progress bar, for new entries.
 
     Returns:

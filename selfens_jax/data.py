@@ -126,8 +126,9 @@ def load(
     Args:
         dataset: a name of the UCR or UEA archive, or a path (`is_path`): of a .npz file that holds
             X_train, y_train and, if there is a test split, X_test and, if they are known, its
-            labels y_test; of one of two files NAME_TRAIN and NAME_TEST that end with .ts, .csv, .tsv or .txt, or of their folder; or
-            of one such file without _TRAIN or _TEST in its name, which is then the training split.
+            labels y_test; of one of two files NAME_TRAIN and NAME_TEST that end with .ts, .csv,
+            .tsv or .txt, or of their folder; or of one such file without _TRAIN or _TEST in its
+            name, which is then the training split.
             The Dataset's name is `name_of(dataset)`.
         data_dir: folder of an unpacked UCR or UEA archive.
         scaling: "none", or "z_score" (each series and channel to mean 0 and standard deviation 1).

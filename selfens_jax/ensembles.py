@@ -170,7 +170,7 @@ def _remedy(logits: jax.Array | np.ndarray, num_series: int) -> str:
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         return "return scores; labels are scored by jax.nn.one_hot(labels, num_classes)"
     if shape in ((num_series,), (num_series, 1)):
-        return "a single score z a series becomes jnp.stack([-z, z], axis=-1)"
+        return "a score z a series becomes jnp.stack([-z, z], axis=-1), a class index an integer"
     if len(shape) == 3 and shape[0] == num_series:
         return "drop the axis between series and classes"
     if len(shape) == 3:

@@ -126,4 +126,7 @@ def check_sigma(sigma: float) -> float:
 
 def check_alpha(alpha: float) -> float:
     """A probability of failure, neither 0 nor 1."""
-    return check_number("alpha", alpha, 0, 1)
+    alpha = check_number("alpha", alpha, 0, 1)
+    if alpha < 1e-200:  # below, betaincinv gives bounds that are too large
+        raise UserError(f"alpha must be at least 1e-200, not {alpha:g}")
+    return alpha

@@ -21,10 +21,13 @@ def certified_accuracy_curve(
     note: str = "",
     what: str = "certified accuracy",
 ) -> bytes:
-    """A PNG of certified accuracy against radius; curves: as in `draw_certified_accuracy`.
+    """A PNG of certified accuracy against radius.
 
-    note: small print below the axes: what the certificates rest on.
-    what: is counted: "certified accuracy", or "series certified" where labels are unknown.
+    Args:
+      curves: as in `draw_certified_accuracy`.
+      title: above the axes.
+      note: small print below the axes: what the certificates rest on.
+      what: is counted: "certified accuracy", or "series certified" where labels are unknown.
     """
     figure = new_figure(6.4, 4.2)
     axes = figure.subplots()
@@ -92,6 +95,7 @@ def perturbations(
     Args:
       original: (T, C) series.
       adversarial: for each row's heading, the (T, C) series of that attack.
+      title: above the axes.
       note: small print below the axes.
     """
     last = list(adversarial.values())[-1]

@@ -71,6 +71,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
+from selfens_jax.correction import NOTHING_GIVEN_UP, Correction
 from selfens_jax.errors import UserError, check_alpha, check_counts, check_number, check_sigma
 
 REJECTED, OPEN, CERTIFIED = -1, 0, 1
@@ -182,12 +183,13 @@ def run_tests(
     return state, cost
 
 
-def certified_share(radius: float, sigma: float) -> float:
+def certified_share(radius: float, sigma: float, given_up: Correction = NOTHING_GIVEN_UP) -> float:
     """p0 = Phi(radius / sigma), rounded up: a share of votes above it certifies the radius.
 
     Args:
       radius: L2, in the units of the series.
       sigma: standard deviation of the noise, in the same units.
+      given_up: what noise on a grid adds to radius and share; `noise.correction`.
 
     Raises:
       UserError: for a negative radius, a bad sigma, or a radius above about 8 sigma, where p0 is 1
@@ -198,7 +200,9 @@ def certified_share(radius: float, sigma: float) -> float:
     if radius < 0:
         raise UserError(f"the radius must not be negative, got {radius:g}")
     # Phi(-z) is accurate to 1e-13 relative for z up to 9, so rounding z and Phi is covered.
-    p0 = math.nextafter(1 - float(special.ndtr(-radius / sigma)) * (1 - 1e-12), 2)
+    reached = math.nextafter(radius + given_up.rounding, math.inf)
+    p0 = math.nextafter(1 - float(special.ndtr(-reached / sigma)) * (1 - 1e-12), 2)
+    p0 = math.nextafter(p0 + given_up.deviation, 2) if given_up.deviation else p0
     if p0 >= 1:
         raise UserError(f"radius {radius:g} is too many sigmas ({sigma:g}): no votes certify it")
     return p0

@@ -56,6 +56,8 @@ def count_consensus_votes(
     draws_per_block: int | None = None,
     precision: str = "float32",
     mesh: Mesh | None = None,
+    noise: str = "grid",
+    grid: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Counts the votes of a consensus, asking all members only where the first disagree.
 
@@ -64,10 +66,16 @@ def count_consensus_votes(
     for which the noise is made again from its keys. No block mixes examples, so that here, too,
     counts do not depend on how the work is cut.
 
-    Args, errors: as in `count_votes`.
+    Args:
+      predict: from `consensus`.
+      x, sigma, num_draws, key, batch_size, indices, first_draw, draws_per_block, precision, mesh,
+      noise, grid: as in `count_votes`.
 
     Returns:
       (N, K) int64 counts, and (N,) int64 the number of draws that needed every member.
+
+    Raises:
+      UserError: as `count_votes`, and for a predict that is no consensus.
     """
     if not isinstance(predict, Consensus):
         raise UserError("predict must be a consensus, which smoothing.consensus(ensemble, k) makes")
@@ -81,6 +89,8 @@ def count_consensus_votes(
         indices=indices,
         precision=precision,
         mesh=mesh,
+        noise=noise,
+        grid=grid,
     )
     rows, draws = blocks.cut(program, first_draw, num_draws)
     counts = np.zeros((len(program.x), program.num_classes), np.int64)
@@ -88,8 +98,8 @@ def count_consensus_votes(
     for which, (votes, asks, sums) in blocks.compute(program, _vote_of_first, rows, draws):
         np.add.at(counts, rows[which], votes)
         block, position = np.nonzero(asks)
-        of_draws = (rows[which][block], draws[which][block, position], sums[block, position])
-        undecided.append(of_draws)
+        asked = (rows[which][block], draws[which][block, position], sums[block, position])
+        undecided.append(asked)
     row, draw, first_sum = (np.concatenate(parts) for parts in zip(*undecided, strict=True))
 
     rows, draws, sums = blocks.gather(row, draw, first_sum, UNDECIDED_PER_BLOCK)
@@ -110,10 +120,17 @@ def draw_logits(
     batch_size: int | None = None,
     indices: np.ndarray | None = None,
     precision: str = "float32",
+    noise: str = "grid",
+    grid: float | None = None,
 ) -> np.ndarray:
     """The logits (N, num_draws, K) whose argmax `count_votes` counts.
 
-    Args, errors: as in `count_votes`.
+    Args:
+      predict, x, sigma, num_draws, key, batch_size, indices, precision, noise, grid: as in
+        `count_votes`.
+
+    Raises:
+      UserError: as `count_votes`, but not for NaN.
     """
     program = blocks.prepare(
         predict,
@@ -123,6 +140,8 @@ def draw_logits(
         batch_size=batch_size,
         indices=indices,
         precision=precision,
+        noise=noise,
+        grid=grid,
     )
     rows, draws = blocks.cut(program, 0, num_draws)
     calls = blocks.compute(program, _logits, rows, draws)

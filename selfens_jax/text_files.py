@@ -147,7 +147,7 @@ def _begins_with_labels(
 
 def _remedy(how: Preparation) -> str:
     if how.unequal == "refuse":
-        return f": {ONE_LENGTH}, and give labelled=true or false"
+        return f": {ONE_LENGTH}, in a .ts or .npz file or with labelled=true or false"
     return ": give labelled=true or false, or a .ts or .npz file"
 
 

@@ -11,6 +11,7 @@ averages over the last few small batches make the last model's accuracy swing.
 """
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ import optax
 from flax import linen as nn
 
 from selfens_jax import masks, models
-from selfens_jax.errors import UserError
+from selfens_jax.errors import UserError, check_series
 from selfens_jax.models.layers import BATCH_NORM_MOMENTUM
 from selfens_jax.streams import stream
 
@@ -186,15 +187,21 @@ def class_weights(y: np.ndarray, num_classes: int, kind: str = "balanced") -> np
     """(K,) float32: N / (K N_k), which gives every class the same share of the loss, or ones."""
     if kind == "none":
         return np.ones(num_classes, np.float32)
-    return (len(y) / (num_classes * np.bincount(y, minlength=num_classes))).astype(np.float32)
+    of_class = np.maximum(np.bincount(y, minlength=num_classes), 1)  # a class may have no series
+    return (len(y) / (num_classes * of_class)).astype(np.float32)
 
 
 def init_states(trainer: Trainer, x: np.ndarray) -> States:
-    """Fresh members for series x (N, T, C)."""
+    """Fresh members for series x (N, T, C).
+
+    Raises:
+      UserError: if the network is none that `fit` can train.
+    """
+    _check_arguments(trainer.model)
 
     @jax.jit
     def init(key: jax.Array) -> TrainState:
-        variables = dict(trainer.model.init(key, jnp.zeros((1, *x.shape[1:]))))
+        variables = dict(_init(trainer.model, key, jnp.zeros((1, *x.shape[1:])))[1])
         params, batch_stats = variables.pop("params", {}), variables.pop("batch_stats", {})
         if variables:
             raise UserError(
@@ -207,6 +214,34 @@ def init_states(trainer: Trainer, x: np.ndarray) -> States:
     seed = trainer.config.seed
     members = range(trainer.config.num_members)
     return tuple(init(stream(seed, "initialization", member)) for member in members)
+
+
+def _init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
+    """What a network with fresh variables answers in evaluation, and these variables."""
+    evaluation: dict[str, Any] = {"train": False} if models.takes_train(model) else {}
+    return model.init_with_output(key, x, **evaluation)
+
+
+def _check_arguments(model: nn.Module) -> None:
+    """Raises UserError unless a network can be called with series, and `train` at most."""
+    others = list(inspect.signature(type(model).__call__).parameters.values())[2:]
+    modes = ("training", "is_training", "deterministic", "use_running_average")
+    for other in others:
+        named = other.kind not in (other.VAR_POSITIONAL, other.VAR_KEYWORD)
+        needed = named and other.default is other.empty
+        switch = other.name in modes and not models.takes_train(model)
+        if switch or (needed and other.name != "train"):
+            raise UserError(
+                f"the network's __call__ has an argument {other.name}; it is called with series, "
+                "and train=True in training and False afterwards if it has an argument train"
+            )
+    try:
+        hash(model)
+    except TypeError:
+        raise UserError(
+            f"the network {type(model).__name__} holds a list or an array and so cannot be "
+            "compiled once for all steps: give it tuples, as in nn.Sequential((...))"
+        ) from None
 
 
 def train_step(
@@ -371,7 +406,15 @@ def _refuse_divergence(config: TrainConfig, states: States, rows: Rows) -> None:
 
 
 def check_finite(variables: Any, what: str, remedy: str) -> None:
-    """Raises UserError if a weight or statistic is not a finite number."""
+    """Refuses weights or statistics that are not finite.
+
+    Args:
+      variables: a tree of arrays.
+      what, remedy: for the message.
+
+    Raises:
+      UserError: if one is not a finite number.
+    """
     if not _all_finite(variables):
         raise UserError(f"{what} holds numbers that are not finite; {remedy}")
 
@@ -404,11 +447,13 @@ def _num_classes(model: nn.Module, x: np.ndarray, y: np.ndarray) -> int:
       UserError: if a label has no logit.
     """
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32)
-    shape = jax.eval_shape(lambda v: model.init_with_output(jax.random.key(0), v)[0], one).shape
-    if len(shape) != 2 or shape[1] <= int(np.max(y)):
+    answer = jax.eval_shape(lambda v: _init(model, jax.random.key(0), v)[0], one)
+    shape = getattr(answer, "shape", None)
+    if shape is None or len(shape) != 2 or shape[1] <= int(np.max(y)):
+        came = f"a {type(answer).__name__}" if shape is None else f"an array of shape {shape[1:]}"
         raise UserError(
-            f"the network answers a series with an array of shape {shape[1:]}; needed is one logit "
-            f"for each class, of which there are {int(np.max(y)) + 1}"
+            f"the network answers a series with {came}; needed is one logit for each class, and "
+            f"the class indices reach {int(np.max(y))}, so at least {int(np.max(y)) + 1}"
         )
     return shape[1]
 
@@ -445,28 +490,61 @@ def _batch_norm_momentum(model: nn.Module, state: TrainState, x: jax.Array) -> t
     if type(model) in models.NAMES.values():
         return (BATCH_NORM_MOMENTUM,) * len(jax.tree.leaves(state.batch_stats))
 
-    @jax.jit
-    def updated(params: Any, stats: Any) -> list[jax.Array]:
-        variables, zeros = {"params": params, "batch_stats": stats}, jnp.zeros_like(x)
-        return jax.tree.leaves(_apply_in_training(model, variables, zeros, jax.random.key(0))[1])
-
     # The update, momentum * old + (1 - momentum) * batch, is linear in the old value.
     zeros, ones = (jax.tree.map(of, state.batch_stats) for of in (jnp.zeros_like, jnp.ones_like))
-    before, after = updated(state.params, zeros), updated(state.params, ones)
-    kept = [np.mean(np.asarray(b) - np.asarray(a)) for a, b in zip(before, after, strict=True)]
-    return tuple(round(float(value), 6) for value in kept)
+    before, after = (_updated(model, state.params, stats, x) for stats in (zeros, ones))
+    kept = [np.asarray(b) - np.asarray(a) for a, b in zip(before, after, strict=True)]
+    paths, _ = jax.tree.flatten_with_path(state.batch_stats)
+    for (path, _), values in zip(paths, kept, strict=True):
+        if np.ptp(values) > 1e-3 or not -1e-3 < np.mean(values) < 1 - 1e-6:
+            raise UserError(
+                f"the network's batch_stats{jax.tree_util.keystr(path)} is not updated in training "
+                "as BatchNorm's is, so it cannot be estimated again: switch BatchNorm by an "
+                "argument train, use_running_average=not train, or set recalibration_passes=0"
+            )
+    return tuple(round(float(np.mean(values)), 6) for values in kept)
+
+
+@partial(jax.jit, static_argnums=0)
+def _updated(model: nn.Module, params: Any, stats: Any, x: jax.Array) -> list[jax.Array]:
+    """The leaves of the batch statistics after a step of training on zeros like x."""
+    variables = {"params": params, "batch_stats": stats}
+    return jax.tree.leaves(
+        _apply_in_training(model, variables, jnp.zeros_like(x), jax.random.key(0))[1]
+    )
 
 
 def fit(
     model: nn.Module, x: np.ndarray, y: np.ndarray, config: TrainConfig
 ) -> tuple[tuple[Variables, ...], list[dict[str, float]]]:
-    """Trains from scratch in one go: series x (N, T, C), class indices y (N,).
+    """Trains from scratch in one go.
+
+    Args:
+      model: a Linen network: series (B, T, C) -> logits (B, K). If its `__call__` has an argument
+        `train`, that is True in training; it switches BatchNorm and dropout.
+      x: (N, T, C) series.
+      y: (N,) their class indices, whole numbers from 0.
+      config: of the training.
 
     Returns:
       The variables of each member, and the history rows of `train`.
+
+    Raises:
+      UserError: if model, series or labels are not so, and as `train_side_by_side` and
+        `recalibrated`.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model must be a Flax Linen module, not of type {type(model).__name__}")
+    x, y = check_series(x), np.asarray(y)
+    if not len(x) or y.shape != x.shape[:1] or y.dtype.kind not in "iu" or y.min() < 0:
+        raise UserError(
+            f"y must hold a class index, a whole number from 0, for each of {len(x)} series, not "
+            f"{y.dtype} of shape {y.shape}; np.unique(y, return_inverse=True)[1] makes them"
+        )
     trainer = Trainer(model, config, len(x))
     states, history = init_states(trainer, x), []
+    if config.recalibration_passes and jax.tree.leaves(states[0].batch_stats):
+        _batch_norm_momentum(model, states[0], jnp.asarray(x[:1]))  # refuses before the training
     for latest, rows in train(trainer, x, y, states):
         states = latest
         history += rows

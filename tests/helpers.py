@@ -1,11 +1,13 @@
-"""Small networks and statistics that several tests share."""
+"""Small networks, noise and statistics that several tests share."""
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from scipy import stats
+from scipy import special, stats
 
 from selfens_jax.models.layers import batch_norm
 
@@ -47,6 +49,30 @@ def easy_problem(num_examples: int = 20, length: int = 16) -> tuple[np.ndarray, 
     y = np.arange(num_examples) % 2
     noise = np.random.default_rng(0).normal(scale=0.3, size=(num_examples, length, 1))
     return (noise + (2 * y - 1)[:, None, None]).astype(np.float32), y
+
+
+def default_grid(sigma: float) -> float:
+    """The power of two of which sigma has 2^13 to 2^14."""
+    return 2.0 ** (math.floor(math.log2(sigma)) - 13)
+
+
+def to_grid(x: np.ndarray, grid: float) -> np.ndarray:
+    """Series (float64), each value at its nearest multiple of the grid."""
+    return np.round(np.asarray(x, np.float64) / grid) * grid
+
+
+def grid_noise(key: jax.Array, shape: tuple[int, ...], sigma: float, grid: float) -> np.ndarray:
+    """grid * round(sigma Z / grid) in float64, by the quantile of a Gaussian.
+
+    Of the 64 bits that a value has, one is the sign and 63 are a number u. |Z| is where the tail
+    has the probability (u + 1/2) / 2^63: right but for values within 1e-9 of the middle between two
+    grid points, of which these tests have none.
+    """
+    first, second = np.asarray(jax.random.bits(key, (2, *shape), np.uint32)).astype(np.uint64)
+    u = (first % 2**31) * 2**32 + second
+    magnitude = -special.ndtri((u + 0.5) / 2.0**64)
+    steps = np.floor(magnitude * sigma / grid + 0.5)
+    return np.where(first < 2**31, steps, -steps) * grid
 
 
 def assert_same(first, second) -> None:

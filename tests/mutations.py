@@ -25,8 +25,8 @@ import time
 from collections.abc import Sequence
 
 ROOT = pathlib.Path(__file__).parents[1]
-COPIED = ("selfens_jax", "experiments", "tests", "docs", "pyproject.toml", "README.md")
-COPIED += ("BUILD_NOTES.md",)
+COPIED = ("selfens_jax", "experiments", "examples", "tests", "docs", "pyproject.toml", "mkdocs.yml")
+COPIED += ("README.md", "BUILD_NOTES.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff")
 # Two that compare the sources with texts of their own, and so notice any change; and the notebook,
 # which imports the package that is installed, not the copy.
 LEFT_OUT = ("test_mutations.py", "test_campaign.py", "test_colab.py")
@@ -561,7 +561,7 @@ MUTATIONS = (
     Mutation(
         "masks of the run's seed",
         RUN,
-        'stream(mask_seed, "masks")',
+        'stream(seed, "masks")',
         'stream(config["seed"], "masks")',
         (COUNTED,),
     ),

@@ -53,6 +53,12 @@ def test_ts_and_tsv_are_the_same_data(tmp_path):
     assert data.load(ts).sha256 == data.load(tsv).sha256
 
 
+def test_a_ts_pair_may_begin_with_the_same_series(tmp_path):
+    """It is no header, as it may be in other text files."""
+    toy = data.load(write_pair(tmp_path, ts_text(ONE), ts_text(ONE[:1])))
+    np.testing.assert_array_equal(toy.x_test[0], toy.x_train[0])
+
+
 def test_many_channels_of_a_ts_file_are_meant(tmp_path):
     toy = data.load(write_pair(tmp_path, ts_text(["1,2:3,4:5,6:a", "1,2:3,4:5,6:b"])))
     assert (toy.length, toy.num_channels) == (2, 3)  # and no warning, which would be an error
@@ -123,8 +129,9 @@ def test_bad_ts(tmp_path, text, parts):
     write(tmp_path / "Toy_TEST.ts", ts_text(ONE))
     path = write(tmp_path / "Toy_TRAIN.ts", text)
     message = message_of(data.load, path)
-    for part in [path, *parts]:
-        assert part in message
+    assert path in message
+    for part in parts:
+        assert part in message.replace(path, "")  # which names the case
 
 
 def test_a_header_of_a_ts_file_holds_where_lengths_may_differ(tmp_path):

@@ -48,7 +48,6 @@ OF_WRONG_FORM = {
     "members first": (lambda v: jnp.stack([good(v)] * 3), "(3, 20, 2)", "average over the members"),
     "one member first": (lambda v: good(v)[None], "(1, 20, 2)", "average over the members"),
     "channels kept": (lambda v: v, "(20, 6, 1)", "drop the axis"),
-    "labels": (lambda v: (v[:, 0, 0] > 0).astype(jnp.int32), "int32 of shape (20,)", "one_hot"),
     "whole scores": (lambda v: good(v).astype(jnp.int32), "int32 of shape (20, 2)", "one_hot"),
     "truth values": (lambda v: good(v) > 0, "bool of shape (20, 2)", "one_hot"),
     "complex": (lambda v: good(v) + 0j, "complex64", "return scores"),

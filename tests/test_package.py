@@ -1,33 +1,110 @@
+import importlib
+import importlib.metadata
+import json
 import pathlib
+import pkgutil
 import re
 import subprocess
 import sys
+import tomllib
+
+import pytest
+
+import selfens_jax
 
 ROOT = pathlib.Path(__file__).parents[1]
+HEAVY = {"aeon", "matplotlib", "orbax", "pandas", "sklearn", "torch", "tslearn"}
+# What serves other modules only. A new module is one of these, or public.
+INTERNAL = {
+    "archives",
+    "correction",
+    "labels",
+    "locks",
+    "names",
+    "new_series",
+    "npz_files",
+    "paths",
+    "splits",
+    "text_files",
+    "ts_files",
+    "ucr",
+}
 
-PROBE = """
+STEPS = ("plots", "runs", "SelfEnsembleClassifier")
+PROBE = f"""
+import json
 import sys
 import jax
 compiled = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda name, seconds, **_: compiled.append(name) if "backend_compile" in name else None
 )
+def packages():
+    return sorted({{name.partition(".")[0] for name in sys.modules}})
 import selfens_jax
 assert not compiled, compiled
-print(" ".join(sorted(m for m in ("tslearn", "matplotlib", "torch", "orbax") if m in sys.modules)))
+found = {{"": packages()}}
+for name in {STEPS}:
+    getattr(selfens_jax, name)
+    found[name] = packages()
+print(json.dumps(found))
 """
 
 
-def test_importing_compiles_nothing_and_leaves_heavy_packages_alone():
+@pytest.fixture(scope="module")
+def imported():
+    """The packages that are imported with this one, and after each step of a fresh process."""
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
-    assert not {"tslearn", "matplotlib", "torch"} & set(done.stdout.split())
+    return {step: set(names) for step, names in json.loads(done.stdout).items()}
 
 
-def test_public_names_exist():
-    import selfens_jax
+def test_importing_compiles_nothing_and_leaves_heavy_packages_alone(imported):
+    assert {"selfens_jax", "jax", "flax"} <= imported[""]
+    assert not HEAVY & imported[""]
 
-    for name in selfens_jax.__all__:
-        assert hasattr(selfens_jax, name)
+
+def test_what_is_heavy_is_imported_with_what_needs_it(imported):
+    assert not HEAVY & imported["plots"]  # Matplotlib comes with the first figure
+    assert HEAVY & imported["runs"] == {"orbax"}
+    assert {"orbax", "sklearn"} <= HEAVY & imported["SelfEnsembleClassifier"]
+
+
+def test_the_version_is_that_of_the_project_and_of_what_is_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == selfens_jax.__version__
+    assert importlib.metadata.version(project["name"]) == selfens_jax.__version__
+
+
+@pytest.mark.parametrize("name", selfens_jax.__all__)
+def test_a_public_name_exists_and_is_listed(name):
+    assert getattr(selfens_jax, name) is not None
+    assert name in dir(selfens_jax)
+
+
+def test_every_module_is_public_or_said_to_be_internal():
+    modules = {module.name for module in pkgutil.iter_modules(selfens_jax.__path__)}
+    public = {name for name in modules if name in selfens_jax.__all__}
+    assert modules - public == INTERNAL
+    for name in public:
+        assert getattr(selfens_jax, name) is importlib.import_module(f"selfens_jax.{name}")
+
+
+def test_certify_and_the_classifier_are_names_of_the_package():
+    from selfens_jax import SelfEnsembleClassifier, certification, certify, classifier
+
+    assert certify is certification.certify
+    assert SelfEnsembleClassifier is classifier.SelfEnsembleClassifier
+
+
+def test_another_name_is_no_attribute():
+    with pytest.raises(AttributeError, match="module 'selfens_jax' has no attribute 'smooth'"):
+        _ = selfens_jax.smooth
+
+
+def test_annotations_are_for_users_too():
+    assert (pathlib.Path(selfens_jax.__file__).parent / "py.typed").exists()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert "py.typed" in project["tool"]["setuptools"]["package-data"]["selfens_jax"]
 
 
 def test_the_readme_has_its_marked_commands_and_no_dead_links():

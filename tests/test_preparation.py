@@ -96,6 +96,13 @@ def test_test_series_of_other_lengths(unequal, longer, shorter):
     np.testing.assert_allclose(made.x_test[1, :, 0], shorter, rtol=1e-6)
 
 
+def test_missing_values_change_no_length():
+    X = np.array([[1, NAN, 3], [4, 5, 6]])
+    for X_test in (np.ones((2, 2)), np.ones((2, 4))):
+        message = message_of(load, X, X_test, missing="zero")
+        assert "both need the same" in message
+
+
 @pytest.mark.parametrize("unequal", ["pad", "cut", "resample"])
 def test_a_table_with_missing_ends_holds_shorter_series(unequal):
     """As the UCR archive writes them; in several channels only where all of them end."""
@@ -165,7 +172,7 @@ LONG = [column(*range(6))]
             f"unequal lengths resampled linearly to 4 time steps; {SAME}",
         ),
         (
-            [column(1, NAN, 2, 5)],
+            [column(1, NAN, 2, 5), column(1, 2, 3, 4)],
             {"unequal": "pad", "missing": "last"},
             "unequal lengths padded with zeros to 4 time steps; missing values filled with the "
             f"last one observed; {SAME}",

@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -107,22 +108,21 @@ def known_flags(script: str) -> set[str]:
 def test_commands_name_scripts_and_flags_that_exist():
     commands = []
     for path in paths():
-        text = (
-            "\n".join(blocks(path, "sh"))
-            + "\n"
-            + "\n".join(re.findall(r"`([^`\n]+)`", source(path)))
-        )
+        code = [*blocks(path, "sh"), *re.findall(r"`([^`\n]+)`", FENCE.sub("", source(path)))]
+        text = "\n".join(code).replace("\\\n", " ")
         commands += re.findall(r"python ((?:experiments|examples|tests|docs)/\w+\.py)(.*)", text)
-        commands += [
-            (f"experiments/{name}", flags)
-            for name, flags in re.findall(r"^(\w+\.py)( --.*)$", text, re.MULTILINE)
-        ]
+        named = re.findall(r"^(\w+\.py)( --.*)$", text, re.MULTILINE)
+        commands += [(f"experiments/{name}", flags) for name, flags in named]
+        commands += [("", flag) for flag in re.findall(r"^--\w+.*$", text, re.MULTILINE)]
     assert {"experiments/train.py", "experiments/certify.py"} <= {script for script, _ in commands}
+    missing = {script for script, _ in commands if not (ROOT / script).exists()}
+    assert not missing, "named on a page"
+    everyday = [f"experiments/{name}.py" for name in ("train", "certify", "attack", "benchmark")]
     for script, flags in commands:
-        assert (ROOT / script).is_file(), f"{script} is named on a page"
         asked = set(re.findall(r"--(\w+)", flags.split("#")[0])) - {"help"}
         if asked:
-            assert asked <= known_flags(script), f"{script}: {sorted(asked - known_flags(script))}"
+            known = set().union(*map(known_flags, [script] if script else everyday))
+            assert asked <= known, f"{script}: {sorted(asked - known)}"
 
 
 def test_extras_that_are_named_can_be_installed():
@@ -131,6 +131,19 @@ def test_extras_that_are_named_can_be_installed():
     for path in paths():
         for extras in re.findall(r'pip install (?:-e )?"\.\[([\w,]+)\]"', source(path)):
             assert set(extras.split(",")) <= known, path
+
+
+def test_every_public_module_is_documented():
+    package = importlib.import_module("selfens_jax")
+    documented = {
+        name for page in PAGES if page.startswith("api/") for name in anchors(DOCS / page)
+    }
+    for name in package.__all__:
+        if isinstance(getattr(package, name), types.ModuleType):
+            assert f"selfens_jax.{name}" in documented
+    index = source(DOCS / "api/index.md")
+    for name in index.split("members: [")[1].split("]")[0].split(", "):
+        assert name in package.__all__
 
 
 # The numbers of choosing.md

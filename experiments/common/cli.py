@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import io
 import logging as python_logging
 import os
 import signal
@@ -89,21 +90,29 @@ class _PathParser(flags.ArgumentParser):
         return "path"
 
 
-def numbers(flag_values: flags.FlagValues, name: str, convert: type, least: float) -> tuple:
+def numbers(
+    flag_values: flags.FlagValues, name: str, convert: Callable[[str], Any], least: float
+) -> tuple[Any, ...]:
     """The values of a list flag as numbers, each once; () only if the flag was not given.
+
+    Args:
+      flag_values: all flags.
+      name: of this one.
+      convert: int or float.
+      least: the smallest number allowed.
 
     Raises:
       UserError: if one of them is no number, or below `least`.
     """
-    flag = flag_values[name]
+    texts, present = getattr(flag_values, name), flag_values[name].present
     try:
-        values = tuple(dict.fromkeys(convert(value) for value in flag.value or ()))
+        values = tuple(dict.fromkeys(convert(text) for text in texts or ()))
     except ValueError:
         values = ()
-    if (flag.present and not values) or not all(least <= value < float("inf") for value in values):
+    if (present and not values) or not all(least <= value < float("inf") for value in values):
         raise UserError(
             f"--{name} must be numbers of at least {least:g}, separated by commas, not "
-            f"{','.join(flag.value)!r}"
+            f"{','.join(texts)!r}"
         )
     return values
 
@@ -113,14 +122,18 @@ def load_data(
 ) -> data.Dataset:
     """The data set of the flags; what it is goes to standard error in one line.
 
-    recorded: a run's data, which stand for flags that were not given.
+    Args:
+      flag_values: all flags.
+      report: whether to print that line.
+      recorded: a run's data, which stand for flags that were not given.
+
+    Raises:
+      UserError: if there are no such data, or they are no data set.
     """
-    asked = {
-        name: (recorded or {}).get(name, flag_values[name].value)
-        if not flag_values[name].present
-        else flag_values[name].value
-        for name in PREPARING
-    }
+    asked: dict[str, Any] = {name: getattr(flag_values, name) for name in PREPARING}
+    for name in PREPARING:
+        if not flag_values[name].present:
+            asked[name] = (recorded or {}).get(name, asked[name])
     name = flag_values.dataset
     if recorded and not flag_values["dataset"].present:
         name = recorded["name"]
@@ -190,7 +203,14 @@ def print_summary(
     table: Sequence[tuple[str, float, str]],
     written: str,
 ) -> None:
-    """Prints what certificates come to; table: (what, value, format of the value)."""
+    """Prints what certificates come to.
+
+    Args:
+      title, statement: its first two lines.
+      settings: what the certificates depend on.
+      table: (what, value, format of the value) of each further line.
+      written: the files.
+    """
     print(title)
     print(f"  {statement}")
     print(f"  series: {provenance(settings)}; radii are L2 norms in their units")
@@ -216,7 +236,8 @@ def run(main: Callable[[], None]) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # how batch systems end a job
         python_logging.getLogger("matplotlib").setLevel(python_logging.ERROR)  # a missing home
         for stream in (sys.stdout, sys.stderr):  # a name may be more than the terminal can show
-            stream.reconfigure(errors="backslashreplace")
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         for name, value in _SETTINGS.items():
             jax.config.update(name, value)
         try:

@@ -4,13 +4,14 @@ The statement and its proof are in `selfens_jax.sequential`.
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
-from common import cli
+from common import cli, trained
 
-from selfens_jax import blocks, counting, metrics, sequential
+from selfens_jax import blocks, counting, metrics, noise, sequential
 from selfens_jax.errors import UserError
 from selfens_jax.runs import records
 
@@ -30,16 +31,17 @@ def define_flags() -> None:
     )
 
 
-def check_budget(sigma: float) -> tuple[int, ...]:
+def check_budget(config: dict[str, Any]) -> tuple[int, ...]:
     """The schedule of draws.
 
     Raises:
-      UserError: for a budget with which nothing could be certified at this sigma.
+      UserError: for a budget with which nothing could be certified on a run of this config.
     """
     block = blocks.default_draws_per_block()
     edges = sequential.batches(block, block, max_draws=FLAGS.max_draws, block=block)
     try:
-        p0 = sequential.certified_share(FLAGS.target_radius, sigma)
+        given_up = noise.given_up({**config, **trained.grid_setting(config["sigma"])})
+        p0 = sequential.certified_share(FLAGS.target_radius, config["sigma"], given_up)
         sequential.check_budget(edges, p0, FLAGS.alpha)
     except UserError as error:
         raise UserError(

@@ -3,7 +3,7 @@
 import numpy as np
 from common import cli
 
-from selfens_jax import certificates, counting, metrics, plots, report_page
+from selfens_jax import certificates, counting, coverage, exact, metrics, plots, report_page
 from selfens_jax.runs import records
 from selfens_jax.runs.records import Counts
 
@@ -13,10 +13,19 @@ def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple
     prediction, radius, labels = certified.prediction, certified.radius, counted.labels
     radii = np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * counted.settings["sigma"]
     cost = float(counted.forwards.mean() / counted.settings["num_draws"])
+
+    def in_truth(so: np.ndarray) -> list[tuple[str, float]]:
+        """The share that is so even if as many certificates are false as may be."""
+        if not certified.valid:
+            return []
+        share = metrics.surely_true(int(so.sum()), len(so), certified.alpha)
+        return [(f"truly so, with probability {1 - metrics.RHO:g}, at least", share)]
+
     if (labels < 0).all():
         known = prediction >= 0
         shares = [
             ("certified", float(known.mean())),
+            *in_truth(known),
             ("abstentions", metrics.abstention_rate(prediction)),
         ]
         means = [
@@ -32,6 +41,7 @@ def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple
                 metrics.accuracy(counted.counts.argmax(axis=1), labels),
             ),
             ("certified and correct", metrics.accuracy(prediction, labels)),
+            *in_truth(prediction == labels),
             ("abstentions", metrics.abstention_rate(prediction)),
             ("series of the most frequent class", metrics.most_frequent_share(labels)),
         ]
@@ -66,6 +76,39 @@ def curve(counted: Counts, certified: certificates.Certificates) -> bytes:
         note=f"{certified.statement}; series: {cli.provenance(counted.settings)}",
         what="certified accuracy" if labelled else "series certified",
     )
+
+
+IN_SHORT = ("offset", "gain", "sample", "samples", "drift", "delay")  # of `coverage`
+
+
+def covered_in_short(counted: Counts, covered: list[coverage.Coverage]) -> list[str]:
+    """Lines on what the median radius of those that are not 0 covers; at least half reach it."""
+    radii = np.array([found.radius for found in covered])
+    certified = np.flatnonzero(radii > 0)
+    if not certified.size:
+        return []
+    place = certified[np.argsort(radii[certified], kind="stable")[(len(certified) - 1) // 2]]
+    found, index = covered[place], counted.indices[place]
+    rows = dict(zip((*coverage.SIZES, *coverage.COUNTS), found.rows(), strict=True))
+    median = f"the median radius, {exact.shown(found.radius, 3)} of series {index},"
+    lines = [f"  {median} covers each of these (all: --explain={index}):"]
+    return lines + [f"    {what:<42} {how}" for what, how in (rows[name] for name in IN_SHORT)]
+
+
+def covered_in_full(
+    counted: Counts,
+    certified: certificates.Certificates,
+    covered: list[coverage.Coverage],
+    index: int,
+) -> list[str]:
+    """Lines on all that the radius of the series of this index covers."""
+    (place,) = np.flatnonzero(counted.indices == index)
+    radius = certificates.format_radius(certified.radius[place])
+    if certified.prediction[place] < 0:
+        return [f"  series {index}: the classifier abstains, and no change is covered"]
+    name = records.class_names(counted.settings["data"])[certified.prediction[place]]
+    lines = [f"  series {index}: {name}, radius {radius}, which covers each of these by itself:"]
+    return lines + [f"    {what:<42} {how}" for what, how in covered[place].rows(6)]
 
 
 def page(counted: Counts, certified: certificates.Certificates, series: np.ndarray) -> bytes:

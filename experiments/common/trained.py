@@ -9,7 +9,7 @@ import jax
 from absl import flags
 from common import cli
 
-from selfens_jax import data, locks, runs, smoothing
+from selfens_jax import data, locks, noise, runs, smoothing
 from selfens_jax.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -22,6 +22,15 @@ def define_flags() -> None:
     cli.define_path("run_dir", None, "The run to use; found from the other flags if not given.")
     cli.define_path("output_dir", None, "Where the results go; into the run if not given.")
     flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example for the votes.")
+    flags.DEFINE_enum(
+        "noise",
+        "grid",
+        noise.KINDS,
+        "grid: certificates are proven for any classifier; float32: as earlier versions drew it.",
+    )
+    flags.DEFINE_float(
+        "grid", None, "Distance of the grid's points, a power of two; from sigma if not given."
+    )
     flags.DEFINE_integer("noise_seed", None, "Seed of all noise drawn here; --seed if not given.")
     flags.DEFINE_integer("num_examples", None, "Take this many evenly spaced test examples.")
 
@@ -109,12 +118,30 @@ def shared_settings(config: dict[str, Any], classifier: dict[str, Any]) -> dict[
         "data": config["data"],
         "sigma": config["sigma"],
         "noise_seed": config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed,
+        **grid_setting(config["sigma"]),
         "platform": jax.local_devices()[0].platform,
         "versions": {name: versions[name] for name in ("selfens_jax", "jax")},
     }
 
 
-def load_classifier(run: Path) -> tuple[smoothing.Predict, dict[str, Any]]:
+def grid_setting(sigma: float) -> dict[str, float]:
+    """The grid of the noise, as settings have it; nothing for noise in float32, as ever.
+
+    Raises:
+      UserError: if --grid does not go with --noise.
+    """
+    if FLAGS.noise == "float32":
+        if FLAGS.grid is not None:
+            raise UserError("--noise=float32 has no grid; leave out --grid")
+        return {}
+    if sigma == 0:
+        return {}
+    return {"grid": noise.default_grid(sigma) if FLAGS.grid is None else FLAGS.grid}
+
+
+def load_classifier(
+    run: Path,
+) -> tuple[smoothing.SelfEnsemble | smoothing.DeepEnsemble, dict[str, Any]]:
     """The ensemble to certify, and the part of the settings that says which it is."""
     return runs.load_classifier(
         run,

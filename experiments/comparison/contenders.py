@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 # Else JAX takes most of a GPU's memory and leaves PyTorch none.
@@ -29,13 +29,17 @@ import numpy as np
 from selfens_jax import counting, data, masks, models, runs, smoothing, training
 from selfens_jax.models import convolution
 
-try:
+if TYPE_CHECKING:
     import torch
     from comparison import torch_baseline
-except ModuleNotFoundError as error:
-    if error.name != "torch":
-        raise
-    torch = None
+else:
+    try:
+        import torch
+        from comparison import torch_baseline
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        torch = torch_baseline = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Case:
     def net(self) -> Any:
         return models.create(self.model, self.shape.num_classes)
 
-    def variables(self) -> dict:
+    def variables(self) -> dict[str, Any]:
         if not self.run:
             return fresh_variables(self.net, self.shape.length)
         _, stacked, _ = runs.load_networks(Path(self.run))
@@ -108,7 +112,7 @@ class Case:
 
 
 @functools.cache
-def fresh_variables(net: Any, length: int) -> dict:
+def fresh_variables(net: Any, length: int) -> dict[str, Any]:
     key = jax.random.key(0, impl="unsafe_rbg")  # compiles several times faster than the default
     return jax.jit(net.init)(key, jnp.zeros((1, length, 1)))
 
@@ -155,7 +159,7 @@ def torch_best(case: Case, setup: Any) -> Run:
     return torch_with(case, forward, setup.draws_per_batch)
 
 
-def torch_with(case: Case, forward: Callable, draws_per_batch: int) -> Run:
+def torch_with(case: Case, forward: Callable[..., Any], draws_per_batch: int) -> Run:
     masks_ = torch.tensor(case.masks(), device=device())
     return lambda x: on_each(
         x,
@@ -165,7 +169,7 @@ def torch_with(case: Case, forward: Callable, draws_per_batch: int) -> Run:
     )
 
 
-def on_each(x: np.ndarray, count: Callable) -> np.ndarray:
+def on_each(x: np.ndarray, count: Callable[..., Any]) -> np.ndarray:
     """Counts one example after another: (N, T, C) -> (N, K)."""
     series = torch.tensor(x.swapaxes(1, 2).copy(), device=device())
     return np.stack([count(one).cpu().numpy() for one in series])
@@ -191,12 +195,12 @@ def device() -> str:
 
 def tune_certification(
     case: Case, options: tuple[str, ...]
-) -> tuple[dict[str, tuple[Any, Callable, float]], str]:
+) -> tuple[dict[str, tuple[Any, Callable[..., Any], float]], str]:
     """PyTorch's best setups: name -> (setup, network, seconds of its first call); all trials."""
     torch.compiler.reset()
     net, masks_ = case.torch_net(), torch.tensor(case.masks(), device=device())
     series = torch.tensor(case.series()[0].T.copy(), device=device())
-    kept: dict[Any, tuple[Any, Callable, float]] = {}
+    kept: dict[Any, tuple[Any, Callable[..., Any], float]] = {}
     measured: list[float] = []
 
     def seconds_per_draw(setup: Any) -> float:
@@ -251,7 +255,7 @@ def jax_training(
 
 
 def torch_training(
-    case: Case, batches: list, weights: np.ndarray, setup: Any, members: int, steps: int
+    case: Case, batches: list[Any], weights: np.ndarray, setup: Any, members: int, steps: int
 ) -> Callable[[], Any]:
     trainers = [torch_trainer(case, weights, setup) for _ in range(members)]
 
@@ -276,7 +280,7 @@ def torch_trainer(case: Case, weights: np.ndarray, setup: Any) -> Any:
 
 
 def tune_training(
-    case: Case, batches: list, weights: np.ndarray, options: tuple[str, ...]
+    case: Case, batches: list[Any], weights: np.ndarray, options: tuple[str, ...]
 ) -> tuple[Any, str]:
     torch.compiler.reset()
 
@@ -332,7 +336,7 @@ def _multiply_adds(jaxpr: Any) -> int:
     return total
 
 
-def peak_memory(name: str, case: Case, arguments: tuple = ()) -> float | None:
+def peak_memory(name: str, case: Case, arguments: tuple[Any, ...] = ()) -> float | None:
     """Megabytes at the highest during a warm run, beyond the imported libraries.
 
     On the host it is resident memory, in a fresh process; on a GPU what the framework allocated.
@@ -343,7 +347,7 @@ def peak_memory(name: str, case: Case, arguments: tuple = ()) -> float | None:
         return pool.apply(_peak_memory_here, (name, case, arguments))
 
 
-def _peak_memory_here(name: str, case: Case, arguments: tuple) -> float | None:
+def _peak_memory_here(name: str, case: Case, arguments: tuple[Any, ...]) -> float | None:
     on_gpu = jax.default_backend() == "gpu"
     jnp.zeros(1).block_until_ready()
     before = _status_megabytes("VmRSS")

@@ -43,7 +43,7 @@ class Row:
 
 
 def write(path: Path, rows: list[Row], facts: dict[str, str]) -> None:
-    """The rows as `path` with .csv, .md and .png; whole, or as they were."""
+    """The rows as `path` with .csv, .md and .png; each is complete, or as it was."""
     names = [field.name for field in dataclasses.fields(Row)]
     text = io.StringIO()
     for key, value in facts.items():
@@ -96,22 +96,22 @@ COLUMNS = {  # field of a row, its head, its format
 def markdown(rows: list[Row], facts: dict[str, str]) -> str:
     lines = ["# Benchmark", "", *(f"- {key}: {value}" for key, value in facts.items())]
     for what, head in TABLE_HEADS.items():
-        some = [row for row in rows if row.what == what]
-        if not some:
+        part = [row for row in rows if row.what == what]
+        if not part:
             continue
         columns = COLUMNS[what]
         lines += ["", f"## {head}", ""]
         if what == "certify":
             lines += [
-                f"n = {some[0].num_draws}, m = {some[0].num_masks}, {some[0].num_examples} "
-                f"example(s), {some[0].repeats} turn(s) in alternation; medians, with the fastest "
+                f"n = {part[0].num_draws}, m = {part[0].num_masks}, {part[0].num_examples} "
+                f"example(s), {part[0].repeats} turn(s) in alternation; medians, with the fastest "
                 "and the slowest turn. Peak MB: highest during a warm run, beyond the imported "
                 "libraries.",
                 "",
             ]
         lines.append("| " + " | ".join(title for _, title, _ in columns) + " |")
         lines.append("|" + "---|" * len(columns))
-        for row in some:
+        for row in part:
             cells = [
                 "" if getattr(row, name) is None else form.format(getattr(row, name))
                 for name, _, form in columns
@@ -120,14 +120,14 @@ def markdown(rows: list[Row], facts: dict[str, str]) -> str:
         if what == "certify":
             lines += [""] + [
                 f"- {row.model}, {row.dataset}, {row.contender}: {row.note}"
-                for row in some
+                for row in part
                 if row.note and not row.contender.startswith("matrix")
             ]
         if what == "scaling":
-            for model in dict.fromkeys(row.model for row in some):
-                of_model = [row for row in some if row.model == model]
+            for model in dict.fromkeys(row.model for row in part):
+                alike = [row for row in part if row.model == model]
                 lines += [""] + [
-                    f"- {model}, {straight_line(of_model, varied)}"
+                    f"- {model}, {straight_line(alike, varied)}"
                     for varied in ("num_draws", "num_masks", "num_examples")
                 ]
     return "\n".join(lines) + "\n"
@@ -156,31 +156,31 @@ def figure(rows: list[Row], facts: dict[str, str]) -> bytes:
     parts = [what for what in PARTS if any(row.what == what for row in rows)]
     drawn = plots.new_figure(9.6, 3.6 * len(parts))
     panels = drawn.subfigures(len(parts), 1, squeeze=False)[:, 0]
-    for what, part in zip(parts, panels, strict=True):
-        some = [row for row in rows if row.what == what and row.median_seconds]
-        some = [row for row in some if not row.contender.startswith("matrix")]
-        (_lines if what == "scaling" else _points)(part, some, what)
+    for what, panel in zip(parts, panels, strict=True):
+        measured = [row for row in rows if row.what == what and row.median_seconds]
+        measured = [row for row in measured if not row.contender.startswith("matrix")]
+        (_lines if what == "scaling" else _points)(panel, measured, what)
     note = "; ".join(
         f"{key}: {facts[key]}" for key in ("date", "processor", "PyTorch") if key in facts
     )
     return plots.png(drawn, "Benchmark", note)
 
 
-def _points(part: Any, rows: list[Row], what: str) -> None:
-    axes = part.subplots()
+def _points(panel: Any, rows: list[Row], what: str) -> None:
+    axes = panel.subplots()
     groups = list(dict.fromkeys((row.model, row.dataset) for row in rows))
     names = list(dict.fromkeys(row.contender for row in rows))
     width = 0.8 / max(1, len(names))
     for number, name in enumerate(names):
-        some = [row for row in rows if row.contender == name]
-        place = [groups.index((r.model, r.dataset)) + (number + 0.5) * width for r in some]
-        middle = np.array([row.median_seconds for row in some])
+        own = [row for row in rows if row.contender == name]
+        x = [groups.index((r.model, r.dataset)) + (number + 0.5) * width for r in own]
+        middle = np.array([row.median_seconds for row in own])
         spread = [
-            middle - [row.min_seconds for row in some],
-            [row.max_seconds for row in some] - middle,
+            middle - [row.min_seconds for row in own],
+            [row.max_seconds for row in own] - middle,
         ]
         colour = plots.COLOURS[number % len(plots.COLOURS)]
-        axes.errorbar(place, middle, spread, fmt="o", color=colour, capsize=3, label=name)
+        axes.errorbar(x, middle, spread, fmt="o", color=colour, capsize=3, label=name)
     axes.set_xticks(
         np.arange(len(groups)) + 0.4, [f"{model}\n{data}" for model, data in groups], fontsize=7
     )
@@ -193,23 +193,23 @@ def _points(part: Any, rows: list[Row], what: str) -> None:
     axes.margins(y=0.25)
 
 
-def _lines(part: Any, rows: list[Row], what: str) -> None:
-    panels = part.subplots(1, 4)
+def _lines(panel: Any, rows: list[Row], what: str) -> None:
+    panels = panel.subplots(1, 4)
     for number, model in enumerate(dict.fromkeys(row.model for row in rows)):
         colour = plots.COLOURS[number % len(plots.COLOURS)]
         for axes, varied in zip(
             panels[:3], ("num_draws", "num_masks", "num_examples"), strict=True
         ):
-            some = [row for row in rows if row.note == varied and row.model == model]
-            x = [getattr(row, varied) for row in some]
-            axes.plot(x, [row.median_seconds for row in some], "o-", color=colour, label=model)
+            line = [row for row in rows if row.note == varied and row.model == model]
+            x = [getattr(row, varied) for row in line]
+            axes.plot(x, [row.median_seconds for row in line], "o-", color=colour, label=model)
             axes.set(xlabel=varied)
         for varied, style in (("num_draws", "o-"), ("num_examples", "s--")):
-            some = [row for row in rows if row.note == varied and row.model == model]
-            some = [row for row in some if row.peak_megabytes is not None]
-            x = [row.num_draws * row.num_examples for row in some]
+            line = [row for row in rows if row.note == varied and row.model == model]
+            line = [row for row in line if row.peak_megabytes is not None]
+            x = [(row.num_draws or 1) * (row.num_examples or 1) for row in line]
             label = f"{model}, {varied}"
-            y = [row.peak_megabytes for row in some]
+            y = [row.peak_megabytes for row in line]
             panels[3].plot(x, y, style, color=colour, label=label)
     panels[0].set(ylabel="seconds", title="Time")
     panels[3].set(xlabel="n x examples", ylabel="peak MB", title="Memory")

@@ -24,17 +24,17 @@ class Conv(nn.Conv1d):
     def __init__(self, inputs: int, outputs: int, kernel: int, bias: bool = True) -> None:
         super().__init__(inputs, outputs, kernel, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         (kernel,) = self.kernel_size
         even = 1 - kernel % 2
-        if x.ndim == 3:
+        if input.ndim == 3:
             # What padding="same" does, without its warning: one more zero on the right if even.
-            padded = functional.pad(x, (0, 1)) if even else x
+            padded = functional.pad(input, (0, 1)) if even else input
             return functional.conv1d(padded, self.weight, self.bias, padding=(kernel - 1) // 2)
-        # Padding by hand would copy x. Padded alike on both sides, the output of an even kernel
-        # is one step longer, and its first step goes.
+        # Padding by hand would copy the input. Padded alike on both sides, the output of an even
+        # kernel is one step longer, and its first step goes.
         weight = self.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-        y = functional.conv2d(x, weight, self.bias, padding=(0, kernel // 2))
+        y = functional.conv2d(input, weight, self.bias, padding=(0, kernel // 2))
         return y[..., even:]
 
 
@@ -108,7 +108,7 @@ class LSTMFCN(nn.Module):
         self.dense = nn.ModuleList([nn.Linear(64 + 128, num_classes)])
 
     def forward(self, x: Tensor) -> Tensor:
-        # Each channel is one step, whose features are the whole series.
+        # Each channel is one step, whose features are all its time steps.
         lstm = self.lstm(x.flatten(2))[0][:, -1]
         lstm = functional.dropout(lstm, 0.8, self.training)
         for conv, batch_norm in zip(self.conv, self.batch_norm, strict=True):
@@ -183,10 +183,11 @@ def _leaves(path: str, variables: dict[str, Any]) -> dict[str, np.ndarray]:
         }
     for name in _flax_path(path):
         params, stats = params[name], stats.get(name, {})
-    values = {key: np.asarray(value) for key, value in (*params.items(), *stats.items())}
+    leaves: list[tuple[str, Any]] = [*params.items(), *stats.items()]
+    values = {key: np.asarray(value) for key, value in leaves}
     if "kernel" in values:  # (time, in, out) or (in, out)
         values["weight"] = values.pop("kernel").T
-    renamed = {"scale": "weight", "mean": "running_mean", "var": "running_var"}
+    renamed: dict[str, str] = {"scale": "weight", "mean": "running_mean", "var": "running_var"}
     return {renamed.get(key, key): np.ascontiguousarray(value) for key, value in values.items()}
 
 
@@ -217,8 +218,11 @@ def count_votes_as_published(
     Nothing turns autograd off, so every forward pass records its graph.
 
     Args:
+      net: maps series (B, C, T) to logits (B, K).
       x: (C, T) one series.
       masks: (m, T).
+      sigma: standard deviation of the noise.
+      num_draws: n, at least 1.
       noise: (n, C, T) standard normal; drawn if None.
 
     Returns:
@@ -231,6 +235,7 @@ def count_votes_as_published(
         noisy = x + sigma * drawn
         logits = torch.stack([net(mask * noisy) for mask in masks]).mean(dim=0)
         counts = counts + torch.bincount(logits.argmax(dim=1), minlength=logits.shape[1])
+    assert isinstance(counts, Tensor)
     return counts
 
 
@@ -263,7 +268,7 @@ def prepare(net: nn.Module, setup: Setup) -> Callable[[Tensor], Tensor]:
             return net(x)
 
     # Freezing takes the weights as constants, which folds BatchNorm into the convolutions.
-    options = {"freezing": True}
+    options: dict[str, str | int | bool | Callable[..., Any]] = {"freezing": True}
     return torch.compile(forward, dynamic=False, options=options) if setup.compiled else forward
 
 
@@ -279,8 +284,15 @@ def count_votes(
 ) -> Tensor:
     """Votes as well as PyTorch can: no autograd, masks folded into a batch of the best size.
 
-    Args and returns: as `count_votes_as_published`; `forward` and `draws_per_batch` are a
-    setup's. Every batch has the same shape; draws beyond num_draws do not vote.
+    Every batch has the same shape; draws beyond num_draws do not vote.
+
+    Args:
+      forward: from `prepare`.
+      draws_per_batch: of its setup.
+      x, masks, sigma, num_draws, noise: as in `count_votes_as_published`.
+
+    Returns:
+      (K,) counts.
     """
     counts = 0
     for start in range(0, num_draws, draws_per_batch):
@@ -291,6 +303,7 @@ def count_votes(
         rows = masks[:, None, None, :] * (x + sigma * drawn)
         logits = forward(rows.flatten(0, 1)).unflatten(0, (len(masks), -1)).mean(dim=0)
         counts = counts + torch.bincount(logits[:size].argmax(dim=1), minlength=logits.shape[1])
+    assert isinstance(counts, Tensor)
     return counts
 
 

@@ -129,11 +129,11 @@ def figure4(results_dir: Path, grid: Grid, settings: Settings) -> list[Drawing]:
         for model in grid.models:
             one = dataclasses.replace(grid, datasets=(dataset,), models=(model,))
             curves = {
-                f"sigma {of_sigma.sigmas[0]:g}": {
-                    ensemble: pooled(results_dir, cells_of(of_sigma, ensemble), settings)
+                f"sigma {panel.sigmas[0]:g}": {
+                    ensemble: pooled(results_dir, cells_of(panel, ensemble), settings)
                     for ensemble in grid.ensembles
                 }
-                for of_sigma in panels(one)
+                for panel in panels(one)
             }
             drawings.append(
                 drawing_of_curves(
@@ -232,10 +232,11 @@ def pooled(
 ) -> Curve | None:
     """Radius and correctness of the examples of all seeds together; None unless all were run."""
     found = [certified(results_dir, cell, settings, num_masks) for cell in cells]
-    if None in found:
+    measured = [one for one in found if one is not None]
+    if len(measured) < len(found):
         return None
-    radius = np.concatenate([one.exact.radius for one in found])
-    return radius, np.concatenate([one.correct for one in found])
+    radius = np.concatenate([one.exact.radius for one in measured])
+    return radius, np.concatenate([one.correct for one in measured])
 
 
 def drawing_of_curves(

@@ -36,9 +36,12 @@ GRACE = 60.0  # seconds that an interrupted script has to write down what it did
 class Job:
     """One command line: python experiments/<script>.py <arguments> --runs_dir=<results>/<runs>.
 
-    run: the run directory that it writes into, below the results directory.
-    needs: the id of the job that must be done before; "" if none.
-    variant: tells the jobs of one script and run apart.
+    Attributes:
+      script: its name, without .py.
+      run: the run directory that it writes into, below the results directory.
+      arguments: the script's.
+      needs: the id of the job that must be done before; "" if none.
+      variant: tells the jobs of one script and run apart.
     """
 
     script: str
@@ -86,11 +89,12 @@ def read(results_dir: Path) -> Outcomes:
     file = results_dir / "jobs.csv"
     if not file.exists():
         return {}
+    outcomes: list[Outcome] = []
     try:
         with file.open(newline="") as lines:
             rows = csv.DictReader(lines, strict=True)
             outcomes = [Outcome(**row) for row in rows]
-        whole = tuple(rows.fieldnames or ()) == FIELDS and all(
+        intact = tuple(rows.fieldnames or ()) == FIELDS and all(
             o.status in (DONE, FAILED, INTERRUPTED)
             and float(o.seconds) >= 0
             and o.message is not None
@@ -99,8 +103,8 @@ def read(results_dir: Path) -> Outcomes:
             for o in outcomes
         )
     except (TypeError, ValueError, csv.Error):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         raise UserError(f"{file} is damaged; move it away: finished work is found again")
     return {outcome.id: outcome for outcome in outcomes}
 
@@ -248,9 +252,10 @@ def time_left(todo: Sequence[Job], outcomes: Outcomes) -> str:
         next((statistics.mean(seconds[kind]) for kind in kinds(job.id) if kind in seconds), None)
         for job in todo
     ]
-    if None in estimates:
+    known = [estimate for estimate in estimates if estimate is not None]
+    if len(known) < len(estimates):
         return "time left not known yet"
-    return f"about {clock(sum(estimates))} left"
+    return f"about {clock(sum(known))} left"
 
 
 def kinds(job_id: str) -> tuple[str, str]:

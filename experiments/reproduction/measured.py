@@ -74,10 +74,10 @@ def certified(
     found = []
     for file in (results_dir / cell.run).glob("counts-*.npz"):
         counted = records.read_counts(file)
-        of_run = not {"consensus", "series"} & counted.settings.keys()
+        plain = not {"consensus", "series"} & counted.settings.keys()
         chosen = evenly_spaced(settings.num_examples, counted.settings["data"]["num_test"])
         if (
-            of_run
+            plain
             and np.array_equal(counted.indices, chosen)
             and not runs.differences(counted.settings, wanted)
         ):
@@ -113,9 +113,9 @@ def sources(results_dir: Path, cells: Iterable[Cell]) -> str:
     """Where the series of the cells came from, in a sentence."""
     described = [config["data"] for config in configurations(results_dir, cells)]
     generated = sorted({data["name"] for data in described if data["source"] == "generated"})
-    archive = sorted({data["source"] for data in described} - {"generated"})
-    places = {"directory": "files in the archive's layout", "tslearn": "the UCR archive"}
-    text = f" Series from {', '.join(places.get(a, a) for a in archive)}." if archive else ""
+    archive: list[str] = sorted({data["source"] for data in described} - {"generated"})
+    origins = {"directory": "files in the archive's layout", "tslearn": "the UCR archive"}
+    text = f" Series from {', '.join(origins.get(a, a) for a in archive)}." if archive else ""
     return text + (f" GENERATED, not the archive's: {', '.join(generated)}." if generated else "")
 
 
@@ -129,7 +129,7 @@ def configurations(results_dir: Path, cells: Iterable[Cell]) -> list[dict[str, A
 class Margins:
     """What margins.py wrote: N examples under n draws; A is the most voted class, B the next."""
 
-    indices: np.ndarray  # (N,) places in the test split
+    indices: np.ndarray  # (N,) in the test split
     score: np.ndarray  # (N, n) c_A
     margin: np.ndarray  # (N, n) c_A - c_B
     p_a: np.ndarray  # (N,) A's share of the votes

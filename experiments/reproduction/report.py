@@ -101,10 +101,10 @@ def section(item: Table | Drawing) -> str:
 
 def table(item: Table) -> str:
     """The rows that were measured; those that lack a number can be unfolded."""
-    whole, lacking = [], []
+    complete, lacking = [], []
     for values, texts in zip(item.rows, item.texts(), strict=True):
-        (lacking if None in values else whole).append(texts)
-    text = rows_of(item, whole) if whole else ""
+        (lacking if None in values else complete).append(texts)
+    text = rows_of(item, complete) if complete else ""
     if lacking:
         how_many = f"{len(lacking)} row{'s' * (len(lacking) > 1)} {NOT_MEASURED}"
         text += f'<details><summary class="open">{how_many}</summary>'
@@ -131,6 +131,7 @@ def rows_of(item: Table, rows: Sequence[Sequence[str]]) -> str:
 
 
 def drawing(item: Drawing) -> str:
+    assert item.figure is not None  # `not_drawn` names the others
     picture = base64.b64encode(plots.svg(item.figure, item.title)).decode()
     alt = html.escape(item.title)
     return f'<img alt="{alt}" src="data:image/svg+xml;base64,{picture}">'

@@ -7,6 +7,7 @@ import itertools
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from reproduction.captions import NOT_MEASURED, described, series
@@ -92,7 +93,7 @@ class Table:
     title: str
     caption: str
     columns: tuple[Column, ...]
-    rows: list[tuple]
+    rows: list[tuple[Any, ...]]
 
     def texts(self) -> list[list[str]]:
         return [
@@ -334,13 +335,13 @@ def gains(results_dir: Path, grid: Grid, settings: Settings) -> Table:
     )
 
 
-def mean_and_error(of_seeds: Sequence[np.ndarray]) -> tuple[float | None, float | None]:
+def mean_and_error(seeds: Sequence[np.ndarray]) -> tuple[float | None, float | None]:
     """The mean over seeds and series, and its standard error over series."""
-    if not of_seeds:
+    if not seeds:
         return None, None
-    of_series = np.mean(of_seeds, axis=0)
-    error = of_series.std(ddof=1) / np.sqrt(len(of_series)) if len(of_series) > 1 else None
-    return float(of_series.mean()), error
+    means = np.mean(seeds, axis=0)  # of each series
+    error = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else None
+    return float(means.mean()), error
 
 
 def table4(results_dir: Path, grid: Grid, settings: Settings) -> Table:
@@ -363,11 +364,11 @@ def table4(results_dir: Path, grid: Grid, settings: Settings) -> Table:
         for (name, those), epsilon in itertools.product(attacked.items(), EPSILONS):
             in_paper = cell.sigma == 0.4 and (cell.dataset, epsilon) in paper
             theirs = float(paper[cell.dataset, epsilon][name]) if in_paper else NOT_IN_PAPER
-            ours, of_all = (
+            ours, ours_of_all = (
                 over_seeds(those, lambda c, e=epsilon, i=i: rates(c, e)[i]) for i in (0, 1)
             )
             settled = (cell.dataset, cell.model, name, those[0].sigma, epsilon)
-            rows.append((*settled, theirs, ours, difference(ours, theirs), of_all))
+            rows.append((*settled, theirs, ours, difference(ours, theirs), ours_of_all))
     attacked = f"{series(settings.attacked)}, n = {settings.num_draws}, "
     return Table(
         "table4",
@@ -403,15 +404,15 @@ def theory(results_dir: Path, grid: Grid, settings: Settings) -> list[Table]:
     """Lemma 4.2 and Theorem 4.3 against what was measured; see theory.py."""
     parts, predictions = [], []
     for cell in grid.cells():
-        of_cell = (cell.dataset, cell.model, cell.ensemble, cell.sigma, cell.seed)
+        settled = (cell.dataset, cell.model, cell.ensemble, cell.sigma, cell.seed)
         drawn = margins(results_dir, cell, settings)
         if drawn is None:
-            predictions.append((*of_cell, None, None, *[None] * len(PREDICTIONS)))
+            predictions.append((*settled, None, None, *[None] * len(PREDICTIONS)))
             if cell.masked:
-                parts.append((*of_cell, None, *[None] * len(PARTS)))
+                parts.append((*settled, None, *[None] * len(PARTS)))
         elif cell.masked:
             for example in drawn.checks:
-                head = (*of_cell, example["index"])
+                head = (*settled, example["index"])
                 shrinkage = example["perturbation_variance"] / example["unmasked_variance"]
                 values = example | {"shrinkage": shrinkage, "keep_squared": cell.keep**2}
                 parts.append((*head, *[values[name] for name in PARTS]))
@@ -423,7 +424,7 @@ def theory(results_dir: Path, grid: Grid, settings: Settings) -> list[Table]:
                 variance = float(margin.var(ddof=1))
                 measured = {"measured_fixed": variance, "measured_p_a": float(p_a)}
                 values = [measured.get(name, NOT_IN_PAPER) for name in PREDICTIONS]
-                predictions.append((*of_cell, int(index), NOT_IN_PAPER, *values))
+                predictions.append((*settled, int(index), NOT_IN_PAPER, *values))
     which = (
         *map(Column, ("data set", "model", "ensemble")),
         *(Column(heading, "g") for heading in ("sigma", "seed", "series")),

@@ -60,8 +60,9 @@ def of_class(logits: np.ndarray, top: int) -> np.ndarray:
 class Components:
     """What Lemma 4.2 needs to know of one example; each (K - 1,), one number a class but A.
 
-    mean: of z under noise and masks. clean, perturbation, correlation: the module's Sigma_c, V_p
-    and zeta_p.
+    Attributes:
+      mean: of z under noise and masks.
+      clean, perturbation, correlation: the module's Sigma_c, V_p and zeta_p.
     """
 
     mean: np.ndarray
@@ -96,8 +97,8 @@ def components(noisy: np.ndarray, clean: np.ndarray) -> Components:
         raise UserError(f"a variance needs at least 2 draws and 2 masks, not {n} and {masks}")
     perturbation = noisy.var(axis=0, ddof=1).mean(axis=0)
     # Var_e of the mean over P masks is V_p / P + (P - 1) / P times the mean covariance of a pair.
-    of_mean = noisy.mean(axis=1).var(axis=0, ddof=1)
-    covariance = (masks * of_mean - perturbation) / (masks - 1)
+    variance = noisy.mean(axis=1).var(axis=0, ddof=1)
+    covariance = (masks * variance - perturbation) / (masks - 1)
     return Components(
         mean=noisy.mean(axis=(0, 1)),
         clean=clean.var(axis=0, ddof=1),
@@ -108,9 +109,12 @@ def components(noisy: np.ndarray, clean: np.ndarray) -> Components:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Measured:
-    """What ensembles of m masks do: variances (K - 1,) of the mean margin, and p_A.
+    """What ensembles of m masks do.
 
-    masks_redrawn is None where there is only one ensemble, which cannot vary.
+    Attributes:
+      masks_fixed, masks_redrawn: (K - 1,) variances of the mean margin; masks_redrawn is None
+        where there is only one ensemble, which cannot vary.
+      top_probability: p_A.
     """
 
     masks_fixed: np.ndarray

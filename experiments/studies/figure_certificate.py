@@ -64,15 +64,20 @@ def draw_noise(axes: Axes, series: np.ndarray) -> None:
 
 
 def draw_votes(axes: Axes, counts: np.ndarray) -> None:
-    """counts: (2, K), one certified and one abstention."""
+    """Draws votes as bars.
+
+    Args:
+      axes: where.
+      counts: (2, K), one certified and one abstention.
+    """
     result = certificates.certify_counts(counts, SIGMA, ALPHA)
-    for row, (of_series, p_a) in enumerate(zip(counts, result.p_a, strict=True)):
-        top, left = of_series.argmax(), 0.0
-        for c in np.argsort(-of_series, kind="stable"):
-            share = of_series[c] / of_series.sum()
+    for row, (count, p_a) in enumerate(zip(counts, result.p_a, strict=True)):
+        top, left = count.argmax(), 0.0
+        for c in np.argsort(-count, kind="stable"):
+            share = count[c] / count.sum()
             axes.barh(row, share, left=left, height=0.42, color=CLASS_COLOURS[c], edgecolor="white")
             if share > 0.2:  # wide enough for its words
-                text = f"{CLASSES[c]} {of_series[c]}"
+                text = f"{CLASSES[c]} {count[c]}"
                 colour = "white" if c == 1 else "black"
                 axes.text(left + 0.015, row, text, va="center", color=colour, fontsize=10)
             left += share

@@ -10,6 +10,9 @@ a grid and over the points just below which a radius becomes too large: a lower 
 No model, no accelerator; under two minutes on one core.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 from absl import app, flags
 from scipy import special, stats
@@ -25,10 +28,13 @@ TOP_COUNTS = (1000, 999, 990, 900, 600)
 TOP_PROBABILITIES = (0.501, 0.51, 0.55, 0.6, 0.9, 0.99, 0.9934, 0.999, 0.9999)
 
 
-def procedures(alpha: float) -> dict:
+Certify = Callable[[np.ndarray], certificates.Certificates]
+
+
+def procedures(alpha: float) -> dict[str, Certify]:
     """Name -> function of counts (rows, K) that returns Certificates at sigma 1."""
 
-    def certify(counts, **options):
+    def certify(counts: np.ndarray, **options: Any) -> certificates.Certificates:
         return certificates.certify_counts(counts, 1.0, **options)
 
     return {
@@ -50,7 +56,7 @@ def count_vectors(n: int, num_classes: int) -> np.ndarray:
     return np.stack([first, second, n - first - second], axis=-1)[keep]
 
 
-def certify_all(certify, counts: np.ndarray) -> tuple[np.ndarray, ...]:
+def certify_all(certify: Certify, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(prediction, radius) of every row; certifies each sorted row once."""
     order = np.argsort(-counts, axis=-1, kind="stable")
     ranked = np.take_along_axis(counts, order, axis=-1)
@@ -80,7 +86,7 @@ def candidate_probabilities(radii: np.ndarray, num_classes: int) -> np.ndarray:
     return np.concatenate([*splits, plateau])
 
 
-def false_rate(prediction, radius, p: np.ndarray, pmf: np.ndarray) -> float:
+def false_rate(prediction: np.ndarray, radius: np.ndarray, p: np.ndarray, pmf: np.ndarray) -> float:
     """Probability, under p (K,), of the rows of counts whose certificate is false."""
     z = special.ndtri(p)
     best_other = np.array([np.delete(z, c).max() for c in range(len(p))])
@@ -93,7 +99,7 @@ def coverage_rows(n: int, num_classes: int, alpha: float) -> list[str]:
     counts = count_vectors(n, num_classes)
     log_ways = special.gammaln(n + 1) - special.gammaln(counts + 1).sum(axis=-1)
     found = {name: certify_all(run, counts) for name, run in procedures(alpha).items()}
-    worst = {name: (0.0, None) for name in found}
+    worst: dict[str, tuple[float, tuple[float, ...]]] = {name: (0.0, ()) for name in found}
     points = candidate_probabilities(np.concatenate([r for _, r in found.values()]), num_classes)
     for p in points:
         pmf = np.exp(log_ways + special.xlogy(counts, p).sum(axis=-1))
@@ -129,9 +135,9 @@ def radius_rows(alpha: float) -> list[str]:
     return rows
 
 
-def main(argv):
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main(arguments: list[str]) -> None:
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected argument {arguments[1]!r}")
     print("Worst rate of false certificates found; `as published` ignores the nominal alpha.\n")
     print("| n | K | procedure | nominal alpha | worst false rate | at p | at most alpha |")
     print("|---|---|---|---|---|---|---|")
@@ -145,7 +151,7 @@ def main(argv):
     print_by_alpha(radius_rows, [f"{k}/1000" for k in TOP_COUNTS])
 
 
-def print_by_alpha(rows, columns: list[str]) -> None:
+def print_by_alpha(rows: Callable[[float], list[str]], columns: Sequence[str]) -> None:
     print("| procedure | nominal alpha | " + " | ".join(columns) + " |")
     print("|---|---|" + "---|" * len(columns))
     for alpha in FLAGS.alpha:

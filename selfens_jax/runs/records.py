@@ -7,6 +7,7 @@ Tables have the columns of Cohen et al.'s tools, `idx label predict radius corre
 import csv
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 
 from selfens_jax import certificates, sequential
 from selfens_jax.certificates import ABSTAIN, Certificates
+from selfens_jax.coverage import Coverage
 from selfens_jax.errors import UserError
 from selfens_jax.runs.files import read_npz, write_bytes, write_json, write_npz
 
@@ -85,6 +87,7 @@ def read_counts(path: Path) -> Counts:
     arrays = read_npz(
         path, ["indices", "counts", "labels", "forwards", "settings"], optional=["series_sha256"]
     )
+    settings: dict[str, Any] = {}
     try:
         settings = json.loads(str(arrays.pop("settings")))
         source = settings["data"]
@@ -110,8 +113,19 @@ def write_certificates(
     certified: Certificates,
     summary: Summary,
     counts_file: str,
+    covered: Sequence[Coverage] = (),
+    alpha_total: float | None = None,
 ) -> None:
-    """Writes <stem>.tsv, a row an example, and <stem>.json, what the certificates rest on."""
+    """Writes <stem>.tsv, a row an example, and <stem>.json, what the certificates rest on.
+
+    Args:
+      folder, stem: where, and the name without suffix.
+      counted, certified: the votes and what they certify.
+      summary: what it comes to.
+      counts_file: the name of the file of votes.
+      covered: what each radius covers, for (N,) examples; none where their series are not at hand.
+      alpha_total: what alpha was divided from, if it was.
+    """
     names, source = class_names(counted.settings["data"]), counted.settings["data"]
     rows = [
         [
@@ -138,6 +152,7 @@ def write_certificates(
             "statement": certified.statement,
             "valid": certified.valid,
             "alpha": certified.alpha,
+            **({} if alpha_total is None else {"alpha_total": alpha_total}),
             "interval": certified.interval,
             "bound": certified.bound,
             "radius_units": radius_units(source),
@@ -147,8 +162,18 @@ def write_certificates(
             "settings": counted.settings,
             "summary": finite_or_text(summary),
             **_hashes(counted.series_sha256),
+            **({"covered": _columns(covered)} if covered else {}),
         },
     )
+
+
+def _columns(covered: Sequence[Coverage]) -> dict[str, list[float | str]]:
+    """What radii cover (`coverage`), a list for each kind of change, in the order of the table."""
+    rows = [found.numbers().items() for found in covered]
+    columns: dict[str, list[float | str]] = {}
+    for name, value in itertools.chain.from_iterable(rows):
+        columns.setdefault(name, []).append(value if math.isfinite(value) else str(value))
+    return columns
 
 
 def read_certificates(path: Path) -> dict[str, np.ndarray]:
@@ -172,10 +197,13 @@ def read_certificates(path: Path) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Decisions:
-    """What examples came to at one target radius; arrays (N,) of whole numbers.
+    """What examples came to at one target radius.
 
-    forwards: passes of a network. candidate: the class in question. successes, tested: fresh draws
-    for it, and all. decision: of `sequential`.
+    Attributes:
+      indices, labels, forwards, settings, seconds, series_sha256: as in `Counts`.
+      candidate: (N,) the class in question.
+      successes, tested: (N,) fresh draws that voted for it, and all.
+      decision: (N,) of `sequential`.
     """
 
     indices: np.ndarray

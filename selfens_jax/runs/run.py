@@ -23,7 +23,7 @@ from selfens_jax.runs.files import read_json, read_npz, write_bytes, write_json,
 from selfens_jax.runs.provenance import digest
 from selfens_jax.streams import stream
 
-HISTORY_FIELDS = ("epoch", "member", "loss", "accuracy", "learning_rate")
+HISTORY_FIELDS: tuple[str, ...] = ("epoch", "member", "loss", "accuracy", "learning_rate")
 
 
 def directory(
@@ -93,15 +93,15 @@ def load_tree(path: Path, like: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _literal(path: Path) -> Iterator[Path]:
+def _literal(path: Path) -> Iterator[str]:
     """The path under a name that Orbax takes as it is: *, ?, [ and \\ make patterns to it."""
     if not set("*?[]\\") & set(str(path)):
-        yield path
+        yield str(path)
         return
     with tempfile.TemporaryDirectory() as folder:
         link = Path(folder) / "run"
         link.symlink_to(path.parent.absolute(), target_is_directory=True)
-        yield link / path.name
+        yield str(link / path.name)
 
 
 def load_networks(run: Path) -> tuple[nn.Module, Any, dict[str, Any]]:
@@ -152,7 +152,7 @@ def load_classifier(
     """
     model, stacked, config = load_networks(run)
     predict, identity = make_classifier(model, stacked, config, num_masks, mask_seed)
-    if config["ensemble"] in ("mb", "mc"):
+    if isinstance(predict, SelfEnsemble) and config["ensemble"] in ("mb", "mc"):
         file = run / f"masks-m{num_masks}-seed{identity['mask_seed']}.npz"
         if not file.exists() and masks_folder is not None:  # for the results of several runs
             file = masks_folder / f"masks-{identity['masks_sha256'][:10]}.npz"
@@ -195,14 +195,14 @@ def make_classifier(
     if ensemble == "de":
         return deep_ensemble(model, stacked), {**known, "num_members": members}
     (variables,) = models.unstack(stacked)
-    mask_seed = config["seed"] if mask_seed is None else mask_seed
+    seed: int = config["seed"] if mask_seed is None else mask_seed
     num_masks, keep = (num_masks, config["keep"]) if ensemble in ("mb", "mc") else (1, 1.0)
-    key, length = stream(mask_seed, "masks"), config["data"]["length"]
+    key, length = stream(seed, "masks"), config["data"]["length"]
     drawn = np.asarray(masks.draw(ensemble, key, num_masks, length, keep))
     identity = {
         "num_masks": num_masks,
         "keep": keep,
-        "mask_seed": mask_seed,
+        "mask_seed": seed,
         "masks_sha256": digest(drawn),
     }
     return self_ensemble(model, variables, drawn), {**known, **identity}
