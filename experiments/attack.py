@@ -61,7 +61,7 @@ def main() -> None:
     predict, classifier = trained.load_classifier(run)
     draws = {"attack_draws": FLAGS.attack_draws, "num_draws": FLAGS.num_draws}
     settings = {
-        **trained.shared_settings(config, classifier),
+        **trained.shared_settings(config, classifier, trained.noise_seed(config)),
         "target": target,
         "epsilons": epsilons,
         "steps": FLAGS.steps,

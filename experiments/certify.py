@@ -25,10 +25,11 @@ from selfens_jax import (
     coverage,
     metrics,
     noise,
+    paths,
     runs,
     smoothing,
 )
-from selfens_jax.errors import UserError
+from selfens_jax.errors import UserError, check_resolution
 from selfens_jax.runs import records
 from selfens_jax.runs.records import Counts
 
@@ -61,6 +62,9 @@ cli.define_path(
     None,
     "Certify the series of this file, with labels or without.",
 )
+flags.DEFINE_bool(
+    "labelled", None, "Whether the lines of --series, if it is text, begin with a label."
+)
 flags.DEFINE_bool("report", False, "Write a page, .html, with every series and its certificate.")
 flags.DEFINE_integer(
     "explain", None, "Print all that the radius of one series covers; its idx in the table."
@@ -90,6 +94,7 @@ def main() -> None:
         decided = counting.decide_examples(job, edges, *levels, folder, share, show)
         if decided is not None:
             decisions.write(decided, folder, job.num_members)
+            job.forget_seed()
         return None
     if FLAGS.alpha_total is None:  # before anything is loaded
         check_budget(FLAGS.num_draws, len(config["data"]["classes"]), FLAGS.alpha)
@@ -104,6 +109,7 @@ def main() -> None:
     if counted is not None:
         records.write_counts(folder, counted)
         write(counted, folder, counted.name, job.x[job.chosen])
+        job.forget_seed()
     return None
 
 
@@ -117,16 +123,27 @@ def make_job(run: Path, config: dict[str, Any], batch_size: int) -> counting.Job
         raise UserError(f"--precision={FLAGS.precision}: a CPU computes in float32; leave it out")
     x, labels, series_settings = load_series(run, config)
     chosen = counting.evenly_spaced(FLAGS.num_examples, len(x))
+    check_noise(x[chosen], config["sigma"])
     predict, classifier = trained.load_classifier(run)
     if FLAGS.consensus is not None:
         predict = smoothing.consensus(predict, FLAGS.consensus)
         classifier["consensus"] = FLAGS.consensus
+    at_random = FLAGS.noise_seed == trained.RANDOM
+    at_random |= FLAGS.noise_seed is None and FLAGS.series is not None
     settings = {
-        **trained.shared_settings(config, classifier),
+        **trained.shared_settings(
+            config, classifier, 0 if at_random else trained.noise_seed(config)
+        ),
         **series_settings,
         "draws_per_block": blocks.default_draws_per_block(),
         "precision": FLAGS.precision,
     }
+    seed_file = None
+    if at_random:
+        asked = [FLAGS[name].value for name in ("num_draws", "target_radius", "max_draws", "alpha")]
+        identity = records.short_id([settings, chosen.tolist(), asked])
+        seed_file = trained.output_folder(run) / f".noise_seed-{identity}.json"
+        settings["noise_seed"] = trained.draw_seed(seed_file)
     return counting.Job(
         x=x,
         labels=labels,
@@ -135,6 +152,7 @@ def make_job(run: Path, config: dict[str, Any], batch_size: int) -> counting.Job
         settings=settings,
         batch_size=batch_size if FLAGS.batch_size is None else FLAGS.batch_size,
         mesh=counting.local_mesh(),
+        seed_file=seed_file,
     )
 
 
@@ -142,18 +160,22 @@ def load_series(run: Path, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
     """The series (n, T, C) to certify, their labels (n,), and what settings say of them."""
     if FLAGS.series is None:
         dataset = trained.load_data(run, config)
-        if not len(dataset.x_test):
-            raise UserError(f"{dataset.name} has no test split; --series=FILE certifies new series")
         return dataset.x_test, dataset.y_test, {}
-    series = cli.load_new_series(FLAGS, config["data"])
+    series, prepared = cli.load_new_series(FLAGS, config["data"])
     labels = np.full(len(series.x), -1) if series.labels is None else series.labels
     described = {"name": series.name, "sha256": series.sha256, "number": len(series.x)}
-    prepared = {
-        name: FLAGS[name].value
-        for name in ("unequal", "missing", "channels_first")
-        if FLAGS[name].value != FLAGS[name].default
-    }
     return series.x, labels, {"series": {**described, **prepared}}
+
+
+def check_noise(x: np.ndarray, sigma: float) -> None:
+    """Raises UserError, before anything is written, for series that are too large for the noise."""
+    try:
+        check_resolution(x, sigma)
+        if grid := trained.grid_setting(sigma):
+            noise.check_grid(grid["grid"], sigma, x)
+    except UserError as error:
+        place = "" if FLAGS.series is None else f"{paths.shown(FLAGS.series)}: "
+        raise UserError(f"{place}{error}") from None
 
 
 def check_flags() -> None:
@@ -181,6 +203,8 @@ def check_flags() -> None:
         raise UserError("--report draws the series, which --from_counts lacks; leave it out")
     if FLAGS.report and FLAGS.target_radius is not None:
         raise UserError("--report is of radii, --target_radius of one; leave one of them out")
+    if FLAGS.labelled is not None and FLAGS.series is None:
+        raise UserError("--labelled is of the lines of --series; leave it out")
     if FLAGS.explain is not None:
         if FLAGS.from_counts is not None:
             raise UserError("--explain needs the series, which --from_counts lacks; leave it out")

@@ -46,7 +46,7 @@ def main() -> None:
     chosen = counting.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
     predict, classifier = trained.load_classifier(run)
     settings = {
-        **trained.shared_settings(config, classifier),
+        **trained.shared_settings(config, classifier, trained.noise_seed(config)),
         "num_draws": FLAGS.num_draws,
         "indices": chosen.tolist(),
         "num_random_masks": FLAGS.num_random_masks,

@@ -81,9 +81,9 @@ def certify(
       UserError: for whatever cannot be certified, in one line.
     """
     check_budget(check_whole("num_draws", num_draws, 1), alpha, 2, interval, bound)
-    series = with_channels(x)
+    classifier, series = as_classifier(predict, variables, num_classes), with_channels(x)
     counts = count_votes(
-        as_classifier(predict, variables, num_classes),
+        classifier,
         series,
         sigma=sigma,
         num_draws=num_draws,

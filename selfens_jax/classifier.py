@@ -1,6 +1,7 @@
 """A certified classifier with scikit-learn's verbs: fit, predict, certify, save, load."""
 
 import dataclasses
+import json
 import math
 import numbers
 import os
@@ -33,6 +34,7 @@ from selfens_jax import (
     training,
 )
 from selfens_jax.correction import Correction
+from selfens_jax.coverage import Coverage, cover
 from selfens_jax.errors import UserError, check_number, check_resolution, check_whole
 from selfens_jax.preparation import Preparation
 from selfens_jax.runs.records import DECISION_NAMES
@@ -55,6 +57,7 @@ class Certified:
       abstained: (N,) bool.
       counts: (N, K) the votes for each of `classes_` that all this rests on.
       certificates: with the statement, alpha and bounds.
+      series: (N, T, C) what was certified, in the units of the radius.
     """
 
     label: np.ndarray
@@ -62,6 +65,7 @@ class Certified:
     abstained: np.ndarray
     counts: np.ndarray
     certificates: certificates.Certificates
+    series: np.ndarray
 
     @property
     def statement(self) -> str:
@@ -79,6 +83,14 @@ class Certified:
                 "share": self.counts.max(axis=1) / self.counts.sum(axis=1),
             }
         )
+
+    def covers(self, **asked: Any) -> list[Coverage]:
+        """What the radius of each series covers: an offset, a gain error, spikes, a drift and more.
+
+        Args:
+          asked: num_samples, by, low, high, frequency, as in `coverage.cover`.
+        """
+        return [cover(r, x, **asked) for r, x in zip(self.radius, self.series, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -250,12 +262,12 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any, num_draws: int = 100) -> np.ndarray:
         """The smoothed classifier's label (n,) of each series: what most draws vote for."""
-        counts = self._counts(X, num_draws)
+        counts = self._counts(self._series(X), num_draws)
         return self.classes_[counts.argmax(axis=1)]
 
     def predict_proba(self, X: Any, num_draws: int = 100) -> np.ndarray:
         """The share (n, K) of draws that vote for each class."""
-        return self._counts(X, num_draws) / num_draws
+        return self._counts(self._series(X), num_draws) / num_draws
 
     def certify(
         self,
@@ -283,7 +295,8 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         check_whole("num_draws", num_draws, 1)
         certificates.check_budget(num_draws, alpha, len(self.classes_))
-        counts = self._counts(X, num_draws, noise_seed)
+        series = self._series(X)
+        counts = self._counts(series, num_draws, noise_seed)
         found = certificates.certify_counts(
             counts, self.config_["sigma"], alpha, given_up=self._given_up()
         )
@@ -294,6 +307,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
             abstained=abstained,
             counts=counts,
             certificates=found,
+            series=series,
         )
 
     def decide(
@@ -319,15 +333,16 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         Raises:
           UserError: as `certify`, and for a radius that no votes certify.
         """
-        count, num_series = self._counter(X, noise_seed)
+        series = self._series(X)
+        count = self._counter(series, noise_seed)
         block = blocks.default_draws_per_block()
         edges = sequential.batches(block, block, max_draws=max_draws, block=block)
         p0 = sequential.certified_share(radius, self.config_["sigma"], self._given_up())
         sequential.check_budget(edges, p0, alpha)
         check_number("alpha_futility", alpha_futility, 0, 1)
         parts = []
-        with self._bar(num_series, "ex", "certifying") as bar:
-            for rows in _chunks(num_series, 1 if jax.default_backend() == "cpu" else 64):
+        with self._bar(len(series), "ex", "certifying") as bar:
+            for rows in _chunks(len(series), 1 if jax.default_backend() == "cpu" else 64):
                 state, _ = sequential.run_tests(
                     lambda some, start, number, rows=rows: (
                         count(rows[some], start, number),
@@ -462,27 +477,31 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         grid = noise.default_grid(self.config_["sigma"])
         return noise.given_up({**self.config_, "grid": grid})
 
-    def _counts(self, X: Any, num_draws: int, noise_seed: int | None = None) -> np.ndarray:
+    def _series(self, X: Any) -> np.ndarray:
+        """X as the network is given it, (n, T, C)."""
+        check_is_fitted(self)
+        _refuse_sparse(X)
+        source = self.config_["data"]
+        return data.check_new_series(X, source, channels_first=self.channels_first)
+
+    def _counts(self, x: np.ndarray, num_draws: int, noise_seed: int | None = None) -> np.ndarray:
         """Votes (n, K) for each of `classes_`, an example at a time, so that a bar can move."""
-        count, num_series = self._counter(X, noise_seed)
+        count = self._counter(x, noise_seed)
         check_whole("num_draws", num_draws, 1)
         on_cpu = jax.default_backend() == "cpu"
         per_call = 1 if on_cpu else max(1, blocks.default_batch_size() // num_draws)
         parts = []
-        with self._bar(num_series, "ex", "certifying") as bar:
-            for rows in _chunks(num_series, per_call):
+        with self._bar(len(x), "ex", "certifying") as bar:
+            for rows in _chunks(len(x), per_call):
                 parts.append(count(rows, 0, num_draws))
                 bar.update(len(rows))
         return np.concatenate(parts)[:, self.columns_]
 
     def _counter(
-        self, X: Any, noise_seed: int | None
-    ) -> tuple[Callable[[np.ndarray, int, int], np.ndarray], int]:
-        """What counts the votes of draws of some rows of X, and the number of rows."""
-        check_is_fitted(self)
+        self, x: np.ndarray, noise_seed: int | None
+    ) -> Callable[[np.ndarray, int, int], np.ndarray]:
+        """What counts the votes of draws of some rows of x."""
         config = self.config_
-        _refuse_sparse(X)
-        x = data.check_new_series(X, config["data"], channels_first=self.channels_first)
         network = models.create(config["model"], len(self.classes_))
         predict, _ = runs.make_classifier(network, self.variables_, config, self.num_masks)
         seed = config["seed"] if noise_seed is None else _check_seed("noise_seed", noise_seed)
@@ -501,7 +520,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 first_draw=first_draw,
             )
 
-        return count, len(x)
+        return count
 
     def _bar(self, total: int, unit: str, what: str) -> tqdm:
         return tqdm(total=total, unit=unit, desc=what, disable=not self.verbose)
@@ -545,14 +564,19 @@ def _one_column(y: Any) -> Any:
 
 def _labels_of_classes(y: Any, dataset: data.Dataset) -> np.ndarray:
     """The user's own label of each class (K,), in the data set's order."""
-    kinds = {type(label) for label in np.asarray(y, dtype=object)}
-    if any(issubclass(kind, bytes) for kind in kinds):
-        raise UserError("y holds bytes: make text of them, as np.char.decode does")
-    if len({issubclass(kind, str) for kind in kinds}) > 1:
+    if len({isinstance(label, str) for label in np.asarray(y, dtype=object)}) > 1:
         raise UserError("y holds both text and numbers: write them in one way")
-    labels = np.asarray(y)
     _, first = np.unique(dataset.y_train, return_index=True)
-    return labels[first]
+    labels = np.asarray(y)[first]
+    try:  # what `load` will need
+        json.dumps(_plain(labels))
+        known = Split("X", "training").check_labels(labels, len(labels)) == list(dataset.classes)
+    except TypeError:
+        known = False
+    if not known:
+        kind = type(np.asarray(y, dtype=object)[0]).__name__
+        raise UserError(f"y holds labels of type {kind}: make numbers, booleans or text of them")
+    return labels
 
 
 def _refuse_damaged(file: pathlib.Path, error: Exception) -> NoReturn:

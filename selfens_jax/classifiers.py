@@ -201,10 +201,14 @@ def _traced_or_called(predict: Predict, rows: np.ndarray, known: bool) -> tuple[
 
 def _is_for_jax(predict: Predict, series: jax.ShapeDtypeStruct) -> bool:
     """Whether a function returns scores, and becomes the same program when it is traced again."""
+    leaves, structure = jax.tree.flatten(predict)
 
     def traced() -> tuple[str, list[bytes], Any]:
-        # Another lambda each time: of the same one JAX would return the program that it has.
-        program, answer = jax.make_jaxpr(lambda p, x: p(x), return_shape=True)(predict, series)
+        # Another function each time: of the same one JAX would return the program that it has.
+        def call(leaves: list[Any], x: jax.Array) -> Any:
+            return jax.tree.unflatten(structure, leaves)(x)
+
+        program, answer = jax.make_jaxpr(call, return_shape=True)(leaves, series)
         numbers = [c for c in program.consts if not jnp.issubdtype(c.dtype, jax.dtypes.extended)]
         without_addresses = re.sub(r"0x[0-9a-f]+", "", str(program))
         return without_addresses, [np.asarray(value).tobytes() for value in numbers], answer

@@ -38,6 +38,7 @@ class Job:
       settings: all that votes depend on: sigma, noise_seed, draws_per_block, precision and more.
       batch_size: noised series in flight.
       mesh: devices that share the work; None for one.
+      seed_file: what keeps a noise seed that was drawn for this job, until its results are there.
     """
 
     x: np.ndarray
@@ -47,12 +48,18 @@ class Job:
     settings: dict[str, Any]
     batch_size: int
     mesh: jax.sharding.Mesh | None = None
+    seed_file: Path | None = None
 
     @property
     def num_members(self) -> int:
         """Forward passes that a draw costs without consensus."""
         predict = self.predict
         return (predict.ensemble if isinstance(predict, smoothing.Consensus) else predict).size
+
+    def forget_seed(self) -> None:
+        """To be called when the results, which tell the seed, are written."""
+        if self.seed_file is not None:
+            self.seed_file.unlink(missing_ok=True)
 
     def series_sha256(self) -> np.ndarray:
         """(N,) what tells each chosen series from others, in 16 hexadecimal digits."""

@@ -104,7 +104,7 @@ def deviation(ratio: float, num_values: int) -> float:
     """A bound of the total variation between the noise of a draw and the Gaussian's, rounded up.
 
     With z = (j + 1/2) / ratio, threshold j is off by the rounding of z and Phi, which grows as the
-    exponent of exp(-z^2 / 2) does: at most (1 + z^2) 2^-48, relative (SciPy's is tested to be
+    exponent of exp(-z^2 / 2) does: at most (1 + z^2) 2^-49, relative (SciPy's is tested to be
     within (1 + z^2) 2^-50), and by 2^-63. The probability of k is the difference of two
     neighbouring thresholds, so that for one value the total variation is at most the sum of all
     errors; for T C independent ones, at most T C times that.
@@ -116,7 +116,7 @@ def deviation(ratio: float, num_values: int) -> float:
     # sum_j P(|k| > j) (1 + z_j^2) is a midpoint sum: at most its integral, which is
     # ratio (E|Z| + E|Z|^3 / 3) = ratio E|Z| 5/3, and the largest terms of its two parts, below 2.
     # From 9.5 sigma on there need be no threshold: P(|Z| > 9.5) < 1e-20.
-    phi = (ratio * math.sqrt(2 / math.pi) * 5 / 3 + 2) * 2.0**-48
+    phi = (ratio * math.sqrt(2 / math.pi) * 5 / 3 + 2) * 2.0**-49
     one = phi + math.ceil(9.5 * ratio) * 2.0**-63 + 1e-20
     return 1.01 * num_values * one
 

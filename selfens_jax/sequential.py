@@ -14,7 +14,8 @@ budget is too small to certify anything.
 
 Guarantee
 ---------
-*Statement.* Let f, g and p_c be as in `certificates`, R >= 0 and p0 = Phi(R / sigma). A is the most
+*Statement.* Let f, g and p_c be as in `certificates`, R >= 0 and p0 = Phi(R / sigma); on a grid
+p0 = Phi((R + q sqrt(T C)) / sigma) + delta, as in step 7 there. A is the most
 voted class of the selection sample, the first draws, whose votes are then forgotten. With
 probability at least 1 - alpha, whatever f, x and the number of classes, the series is never
 CERTIFIED or g(x + d) = A for every d with ||d||_2 <= R. With probability at least 1 -
@@ -41,7 +42,9 @@ against H0: p_A <= p0 is a mixture of likelihood ratios over a prior on (p0, 1]:
    that event. Looking only after each batch, or stopping early, makes it smaller.
 4. What it means. If H0 is false, p_A > p0 >= 1/2: A is g's class at x, and by Cohen et al. (2019)
    its radius is at least sigma * Phi^-1(p_A) > R, even for the closed ball. So a false certificate
-   needs H0, and given A has probability at most alpha; averaged over A, at most alpha.
+   needs H0, and given A has probability at most alpha; averaged over A, at most alpha. On a grid
+   p_A is that of the draws; under the Gaussian it is less by at most delta, and so above
+   Phi((R + q sqrt(T C)) / sigma), and the grid points of x and x + d are no further apart.
 5. Futility. With a prior on [0, p0), the mean factor decreases in p_A and is 1 at p0: steps 2 and 3
    hold against H0: p_A >= p0.
 6. Never both. p^s (1-p)^(n-s) rises up to p = s/n and then falls. If s/n <= p0 every p > p0 has a

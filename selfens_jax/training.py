@@ -449,11 +449,12 @@ def _num_classes(model: nn.Module, x: np.ndarray, y: np.ndarray) -> int:
     one = jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32)
     answer = jax.eval_shape(lambda v: _init(model, jax.random.key(0), v)[0], one)
     shape = getattr(answer, "shape", None)
-    if shape is None or len(shape) != 2 or shape[1] <= int(np.max(y)):
+    least = max(2, int(np.max(y)) + 1)
+    if shape is None or len(shape) != 2 or shape[1] < least:
         came = f"a {type(answer).__name__}" if shape is None else f"an array of shape {shape[1:]}"
         raise UserError(
-            f"the network answers a series with {came}; needed is one logit for each class, and "
-            f"the class indices reach {int(np.max(y))}, so at least {int(np.max(y)) + 1}"
+            f"the network answers a series with {came}; needed is one logit for each class, at "
+            f"least {least}, since the class indices reach {int(np.max(y))}"
         )
     return shape[1]
 

@@ -554,8 +554,8 @@ MUTATIONS = (
     Mutation(
         "--noise_seed not used",
         TRAINED,
-        'config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed',
-        'config["seed"]',
+        'return config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed',
+        'return config["seed"]',
         (COUNTED,),
     ),
     Mutation(

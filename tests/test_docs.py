@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
 from studies import figure_certificate
 
+from selfens_jax import noise
 from selfens_jax.certificates import certify_counts, certify_counts_as_published, format_radius
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -69,6 +70,21 @@ def test_the_numbers_in_the_text_are_computed():
     assert "ten samples off by 0.31 mV each, or 128 samples off by 0.088 mV each" in FLAT
     assert 0.31 * math.sqrt(10) < 1 < 0.32 * math.sqrt(10)
     assert 0.088 * math.sqrt(128) < 1 < 0.089 * math.sqrt(128)
+
+
+def test_the_price_of_the_grid_is_computed():
+    largest = certify_counts([1000, 0], 1.0, 0.001).radius
+    for number, words in ((128, "% of the largest radius for 128 values"), (300, "% for 300, at")):
+        share = noise.rounding(1 / 8192, number) / largest  # of the coarsest of the usual grids
+        assert f"{100 * share:.2f} {words}" in FLAT
+    assert noise.deviation(16384, 128) < 1e-8
+    assert "less than 1e-8 for 128 values" in FLAT
+    for sigma in (0.3, 0.8, 1.0, 1.99):
+        grid = noise.default_grid(sigma)
+        assert sigma / 16384 < grid <= sigma / 8192
+        assert 1000 * sigma < grid * noise.LARGEST - noise.REACH * sigma < 2050 * sigma
+    assert "sigma / 16,384 to sigma / 8,192" in FLAT
+    assert "values beyond about 1,000 sigma" in FLAT
 
 
 def test_the_comparison_with_the_published_procedure_is_computed():

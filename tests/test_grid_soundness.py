@@ -233,34 +233,31 @@ def test_certify_gives_up_what_counts_do(votes):
     np.testing.assert_array_equal(found.p_a, expected.p_a)
 
 
+class Drawn(counting.Job):
+    """A job whose votes are binomial, with the probability that the test above finds."""
+
+    def count(self, examples, first_draw, num_draws):
+        rng = np.random.default_rng(first_draw)
+        of_one = rng.binomial(num_draws, share_of_one(), size=len(examples))
+        return np.stack([num_draws - of_one, of_one], axis=-1), np.full(len(examples), num_draws)
+
+
 def test_no_more_than_alpha_of_the_decisions_between_grid_points_are_false(tmp_path):
-    """At its true radius a series is certified with at most alpha; without the grid, more often."""
+    """At its true radius a series is certified with at most alpha; less by the rounding, often."""
     series, radius = just_rounded_up()
-    x = np.tile(series, (REPETITIONS, 1, 1))
     data = {"length": LENGTH, "num_channels": 1, "classes": ["0", "1"]}
-    settings = {"data": data, "sigma": SIGMA, "noise_seed": 3, "grid": COARSE, "ensemble": "single"}
-    settings |= {"draws_per_block": 20, "precision": "float32"}
-    predict = smoothing.self_ensemble(Positive(), {}, np.ones((1, LENGTH)))
-    job = counting.Job(x, np.ones(len(x), int), np.arange(len(x)), predict, settings, 10**6)
-    edges = sequential.batches(max_draws=1000)
+    settings = {"data": data, "sigma": SIGMA, "grid": COARSE}
+    x, labels = np.tile(series, (REPETITIONS, 1, 1)), np.ones(REPETITIONS, int)
+    job = Drawn(x, labels, np.arange(REPETITIONS), None, settings, 10**6)
+    edges = sequential.batches(max_draws=20_000)
 
     def certified_at(radius: float) -> int:
-        share = counting.Share(say=lambda _: None)
-        found = counting.decide_examples(
-            job, edges, radius, ALPHA, 0.05, tmp_path, share, lambda _: ""
-        )
+        levels, share = (ALPHA, 0.05), counting.Share()
+        found = counting.decide_examples(job, edges, radius, *levels, tmp_path, share, str)
         return int((found.decision == sequential.CERTIFIED).sum())
 
     assert certified_at(radius) <= most_allowed()
-    assert certified_at(radius - ROUNDING) > most_allowed()
-
-
-class Positive:
-    """HALF_SPACE as a network."""
-
-    def apply(self, variables: dict, x: jax.Array, train: bool = False) -> jax.Array:
-        del variables, train
-        return is_positive(x)
+    assert certified_at(radius - ROUNDING) > 2 * most_allowed()
 
 
 # What is given up, exactly
@@ -270,7 +267,7 @@ def quantile(p: Fraction) -> mpmath.mpf:
     return mpmath.sqrt(2) * mpmath.erfinv(2 * mpmath.mpf(p.numerator) / p.denominator - 1)
 
 
-COUNTS = np.array([[1000, 0], [999, 1], [900, 100], [560, 440], [510, 490], [500, 500], [3, 997]])
+COUNTS = np.array([[1000, 0], [999, 1], [900, 100], [600, 400], [510, 490], [500, 500], [3, 997]])
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
@@ -334,7 +331,7 @@ def test_settings_say_what_is_given_up():
     assert usual == noise.correction("grid", 0.8, 2.0**-14, 150)
 
 
-@pytest.mark.parametrize("radius", [0.0, 0.3, 2.0, 5.0])
+@pytest.mark.parametrize("radius", [0.0, 0.3, 2.0, 2.9])
 @pytest.mark.parametrize(
     "given_up", [Correction(0.1, 0), Correction(0, 1e-7), Correction(0.2, 1e-4)]
 )
@@ -344,8 +341,7 @@ def test_the_share_that_certifies_is_more_by_what_is_given_up(radius, given_up):
     with mpmath.workprec(200):
         reached = (mpmath.mpf(radius) + mpmath.mpf(given_up.rounding)) / mpmath.mpf(sigma)
         exact = mpmath.ncdf(reached) + mpmath.mpf(given_up.deviation)
-        if exact < 1:
-            assert exact <= mpmath.mpf(found) < exact + mpmath.mpf(10) ** -12
+        assert exact <= mpmath.mpf(found) < exact + mpmath.mpf(10) ** -12
 
 
 def test_a_radius_that_only_rounding_makes_too_large_is_refused():

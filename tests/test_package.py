@@ -18,6 +18,7 @@ HEAVY = {"aeon", "matplotlib", "orbax", "pandas", "sklearn", "torch", "tslearn"}
 INTERNAL = {
     "archives",
     "correction",
+    "exact",
     "labels",
     "locks",
     "names",

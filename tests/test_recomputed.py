@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import grid_noise, to_grid
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 from scipy import optimize, stats
@@ -32,12 +33,14 @@ from test_scripts import command
 
 from selfens_jax import masks, plots
 from selfens_jax.models.lstm_fcn import LSTMFCN
+from selfens_jax.noise import deviation
 from selfens_jax.streams import stream
 
 LENGTH, CHANNELS, CLASSES = 16, 2, ("a", "b", "c")
 MODEL = LSTMFCN(len(CLASSES))
 SIGMA, KEEP, SEED, MASK_SEED, NOISE_SEED, NUM_MASKS = 0.7, 0.8, 3, 5, 7, 3
 SIGMA_SHOWN = np.nextafter(np.float32(SIGMA), np.float32(1))  # float32 has no 0.7: the next above
+GRID = 2.0**-7  # of the noise; the usual one is 2^-14
 ALPHA, NUM_DRAWS = 0.03, 130
 CHOSEN = np.array([0, 1, 2, 4, 5, 7, 8, 10, 11])  # 9 of 13, evenly spaced
 Y_TRAIN = np.array(list("bcabbacbbcabbcbab"))
@@ -52,6 +55,7 @@ EPOCHS, BATCH_SIZE, LEARNING_RATE, STEPS = 3, 5, 0.01, 4  # 17 series are 4 batc
 OF_TRAINING = (f"--epochs={EPOCHS}", f"--batch_size={BATCH_SIZE}")
 OF_TRAINING += (f"--learning_rate={LEARNING_RATE}",)
 OF_MC = (f"--mask_seed={MASK_SEED}", f"--noise_seed={NOISE_SEED}", f"--num_masks={NUM_MASKS}")
+OF_GRID = (f"--grid={GRID}",)
 
 
 # What is given, and how commands are run
@@ -184,21 +188,27 @@ def under_masks(network: Callable, of_masks: np.ndarray) -> list[Callable]:
     return [lambda x, mask=mask: network(mask[:, None] * x) for mask in of_masks]
 
 
-def noised(series: np.ndarray, index: int, num_draws: int) -> np.ndarray:
-    """(n, T, C): the series with each draw's noise, which has a key of its own."""
+def noised(series: np.ndarray, index: int, num_draws: int, grid: float | None) -> np.ndarray:
+    """(n, T, C): the series with each draw's noise, which has a key of its own.
+
+    grid: of series and noise; None for noise in float32.
+    """
     of_example = jax.random.fold_in(stream(NOISE_SEED, "certification"), index)
-    noise = [
-        np.asarray(jax.random.normal(jax.random.fold_in(of_example, draw), series.shape))
-        for draw in range(num_draws)
-    ]
-    return series + SIGMA_SHOWN * np.stack(noise)
+    keys = [jax.random.fold_in(of_example, draw) for draw in range(num_draws)]
+    if grid is None:
+        noise = [np.asarray(jax.random.normal(key, series.shape)) for key in keys]
+        return series + SIGMA_SHOWN * np.stack(noise)
+    noise = [grid_noise(key, series.shape, SIGMA, grid) for key in keys]
+    return (to_grid(series, grid) + np.stack(noise)).astype(np.float32)
 
 
-def member_logits(members: list[Callable], x: np.ndarray, indices, num_draws: int) -> np.ndarray:
+def member_logits(
+    members: list[Callable], x: np.ndarray, indices, num_draws: int, grid: float | None = GRID
+) -> np.ndarray:
     """(N, n, members, K), not averaged."""
     of_examples = []
     for series, index in zip(x, indices, strict=True):
-        shown = noised(series, index, num_draws)
+        shown = noised(series, index, num_draws, grid)
         of_examples.append(np.stack([np.asarray(one(shown)) for one in members], axis=1))
     return np.stack(of_examples)
 
@@ -262,6 +272,8 @@ def settings_record(run: pathlib.Path, ensemble: str, **more) -> dict:
             "masks_sha256": digest(of_masks),
         }
     scaling = "z_score" if ensemble == "de" else "none"
+    if ensemble != "single":  # which has no noise
+        more = {"grid": GRID} | more
     return {
         "model": "lstm_fcn",
         "ensemble": ensemble,
@@ -485,6 +497,7 @@ class Case:
     ensemble: str
     chosen: np.ndarray
     first: int | None = None  # of a consensus
+    grid: float | None = GRID  # None for noise in float32
 
     @property
     def scaling(self) -> str:
@@ -503,27 +516,51 @@ class Case:
         else:
             members = under_masks(networks(run)[0], the_masks())
         x = x_of("test", self.scaling)[self.chosen]
-        return member_logits(members, x, self.chosen, num_draws)
+        return member_logits(members, x, self.chosen, num_draws, self.grid)
 
     def settings(self, folder: pathlib.Path, **more) -> dict:
         if self.first is not None:
             more["consensus"] = self.first
         block = 20 if jax.default_backend() == "cpu" else 100
         run = folder / run_of(self.ensemble)
-        return settings_record(
+        settings = settings_record(
             run, self.ensemble, draws_per_block=block, precision="float32", **more
         )
+        if self.grid is None:  # as in the files of earlier versions
+            del settings["grid"]
+        return settings
+
+    def hashes(self) -> list[str]:
+        """How the sha256 of each series begins: of its shape and its values."""
+        shape = json.dumps([LENGTH, CHANNELS]).encode()
+        x = x_of("test", self.scaling)[self.chosen]
+        return [hashlib.sha256(shape + series.tobytes()).hexdigest()[:16] for series in x]
+
+    def given_up(self) -> tuple[float, float]:
+        """What the grid takes off radii and off probabilities."""
+        if self.grid is None:
+            return 0.0, 0.0
+        values = LENGTH * CHANNELS
+        return self.grid * np.sqrt(values), deviation(SIGMA / self.grid, values)
 
 
 CASES = {
-    "masks": Case((*MC, *OF_MC, "--num_examples=9"), "mc", CHOSEN),
+    "masks": Case((*MC, *OF_MC, *OF_GRID, "--num_examples=9"), "mc", CHOSEN),
     "consensus": Case(
-        (*MC, *OF_MC, "--consensus=2", "--num_examples=5"),
+        (*MC, *OF_MC, *OF_GRID, "--consensus=2", "--num_examples=5"),
         "mc",
         np.array([0, 2, 5, 7, 10]),
         first=2,
     ),
-    "members": Case((*DE, *OF_MC, "--num_examples=6"), "de", np.array([0, 2, 4, 6, 8, 10])),
+    "members": Case(
+        (*DE, *OF_MC, *OF_GRID, "--num_examples=6"), "de", np.array([0, 2, 4, 6, 8, 10])
+    ),
+    "noise in float32": Case(
+        (*MC, *OF_MC, "--noise=float32", "--num_examples=4"),
+        "mc",
+        np.array([0, 3, 6, 9]),
+        grid=None,
+    ),
 }
 OF_COUNTING = (f"--num_draws={NUM_DRAWS}", "--batch_size=400", f"--alpha={ALPHA}")
 
@@ -613,7 +650,7 @@ class How:
     radius: Callable
 
 
-GRID = np.linspace(1.01, 2, 100)
+ORDERS = np.linspace(1.01, 2, 100)
 HOWS = {
     "at the level": How(
         (),
@@ -655,7 +692,7 @@ HOWS = {
         "as published (Sison-Glaz at 0.05, renyi bound on a grid, no abstention): NOT valid "
         "certificates",
         functools.partial(sison_glaz, in_r=True),
-        functools.partial(renyi, orders=GRID),
+        functools.partial(renyi, orders=ORDERS),
     ),
 }
 
@@ -699,6 +736,7 @@ def test_votes_are_those_of_single_draws(folder, name):
     assert file.stem.endswith(f"ex-{short([settings, case.chosen.tolist()])}")
     np.testing.assert_array_equal(arrays["indices"], case.chosen)
     np.testing.assert_array_equal(arrays["labels"], LABELS[case.chosen])
+    assert arrays["series_sha256"].tolist() == case.hashes()
     votes, forwards = vote(case.logits(folder, NUM_DRAWS), case.first)
     counts = tally(votes)
     assert ((counts > 0).sum(axis=1) > 1).sum() > len(counts) / 3  # many are not unanimous
@@ -712,15 +750,27 @@ def test_votes_are_those_of_single_draws(folder, name):
             np.testing.assert_array_equal(stored["masks"], the_masks())
 
 
-def summary(counts, forwards, prediction, radius, labels) -> list[tuple[str, float, str]]:
-    """What certify.py says certificates come to: (what, value, format)."""
+def summary(
+    counts, forwards, prediction, radius, labels, alpha: float | None
+) -> list[tuple[str, float, str]]:
+    """What certify.py says certificates come to: (what, value, format).
+
+    alpha: None for certificates that do not hold, of which it says no more.
+    """
     n = len(labels)
     right = prediction == labels
+    in_truth = []
+    if alpha is not None:
+        # At most so many are false with probability 0.999, as they are independent.
+        false = next(q for q in range(n + 1) if stats.binom.sf(q, n, alpha) <= 0.001)
+        what = "truly so, with probability 0.999, at least"
+        in_truth = [(what, max(0, sum(right) - false) / n, ".2%")]
     credited = sum(radius[right]) / n
     most = max(list(labels).count(label) for label in labels)
     rows = [
         ("accuracy of the most voted class", sum(counts.argmax(axis=1) == labels) / n, ".2%"),
         ("certified and correct", sum(right) / n, ".2%"),
+        *in_truth,
         ("abstentions", sum(prediction == -1) / n, ".2%"),
         ("series of the most frequent class", most / n, ".2%"),
         ("ACR (wrong or abstained = 0)", credited, ".4f"),
@@ -743,9 +793,12 @@ def test_certificates_are_those_of_the_counts(folder, name, how):
     case, (file, arrays), how = CASES[name], read_counts(folder, name), HOWS[how]
     counts, labels = arrays["counts"], LABELS[case.chosen]
     p_a, p_b = how.bounds(counts, how.alpha)
+    rounding, doubt = case.given_up() if how.name != "paper" else (0.0, 0.0)
+    p_a, p_b = p_a - doubt, p_b + doubt
     holds = (p_a > p_b) | (how.name == "paper")  # which never abstains
     prediction = np.where(holds, counts.argmax(axis=1), -1)
-    radius = holds * np.array([how.radius(a, b) for a, b in zip(p_a, p_b, strict=True)])
+    whole = np.array([how.radius(a, b) for a, b in zip(p_a, p_b, strict=True)])
+    radius = holds * np.maximum(whole - rounding, 0)
 
     stem = file.with_name(f"{file.stem.replace('counts', 'certificates')}-{how.name}")
     header, *rows = read_table(stem.with_name(f"{stem.name}.tsv"))
@@ -765,12 +818,17 @@ def test_certificates_are_those_of_the_counts(folder, name, how):
         seconds = float(log[index][0]) if said is certified(folder)[name] else 0.0
         assert seconds_of(row[5]) == pytest.approx(seconds, abs=1e-4)
 
-    table = summary(counts, arrays["forwards"], prediction, radius, labels)
+    valid = how.interval == "clopper_pearson"
+    level = how.alpha if valid else None
+    table = summary(counts, arrays["forwards"], prediction, radius, labels, level)
     record = json.loads(stem.with_name(f"{stem.name}.json").read_text())
     assert_summary(record.pop("summary"), table)
+    if valid:  # what the radii cover; test_covered_scripts works it out
+        covered = record.pop("covered")
+        np.testing.assert_allclose(covered["radius"], [float(row[3]) for row in rows], rtol=2e-5)
     assert record == {
         "statement": how.statement,
-        "valid": how.interval == "clopper_pearson",
+        "valid": valid,
         "alpha": how.alpha,
         "interval": how.interval,
         "bound": how.bound,
@@ -779,10 +837,11 @@ def test_certificates_are_those_of_the_counts(folder, name, how):
         "abstain": "-1",
         "counts": file.name,
         "settings": settings,
+        "series_sha256": case.hashes(),
     }
-    assert said.stdout == printed(
-        case.title, how.statement, case.scaling, table, f"{stem}.tsv (.json, .png)"
-    )
+    lines = printed(case.title, how.statement, case.scaling, table, f"{stem}.tsv (.json, .png)")
+    assert said.stdout.startswith(lines)
+    assert len(said.stdout.removeprefix(lines).splitlines()) == 7 * valid
     note = f"{how.statement}; series: own (file), scaling {case.scaling}"
     curve = {"n = 130": (radius, prediction == labels)}
     drawn = plots.certified_accuracy_curve(curve, case.title, note)

@@ -22,6 +22,7 @@ from test_recomputed import (
     LABELS,
     MC,
     NOISE_SEED,
+    OF_GRID,
     OF_MC,
     QUICKLY,
     SIGMA,
@@ -77,7 +78,7 @@ class Case:
 WITHOUT_NOISE = "class of the highest (mean) logit, without noise"
 CASES = {
     "smoothed": Case(
-        (*MC, *OF_MC, "--attack_draws=3", "--num_draws=2", "--epsilons=0.9,0.4"),
+        (*MC, *OF_MC, *OF_GRID, "--attack_draws=3", "--num_draws=2", "--epsilons=0.9,0.4"),
         "mc",
         (0, 1, 2, 4, 5, 7, 8, 10, 11),
         "smoothed",
@@ -89,7 +90,7 @@ CASES = {
         num_draws=2,  # so few that other noise is another class
     ),
     "masks without noise": Case(
-        (*MC, *OF_MC, "--target=mean_logits", "--epsilons=0.5"),
+        (*MC, *OF_MC, *OF_GRID, "--target=mean_logits", "--epsilons=0.5"),
         "mc",
         (0, 4, 8),
         "mean_logits",

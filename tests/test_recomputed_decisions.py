@@ -14,8 +14,11 @@ import pytest
 from scipy import integrate, stats
 from test_recomputed import (
     CASES,
+    CHANNELS,
     CLASSES,
+    GRID,
     LABELS,
+    LENGTH,
     SIGMA,
     assert_summary,
     prepare,
@@ -30,6 +33,7 @@ from test_recomputed import (
 )
 
 RADIUS, ALPHA_FUTILITY = 0.3, 0.2
+ROUNDING = GRID * np.sqrt(LENGTH * CHANNELS)  # which the votes must certify beside the radius
 EDGES = [20, 40, 60, 80, 100, 120, 160, 200]  # a quarter more draws each time, in blocks of 20
 OF_TEST = (f"--target_radius={RADIUS}", f"--alpha_futility={ALPHA_FUTILITY}", "--max_draws=200")
 TESTS = {  # whose votes, and alpha
@@ -73,7 +77,7 @@ def evidence(successes: int, failures: int, p0: float, greater: bool) -> float:
 def decide(votes: np.ndarray, forwards: np.ndarray, alpha: float) -> tuple[int, ...]:
     """Forward passes, candidate, successes, draws tested and decision of one example's votes."""
     candidate = int(np.bincount(votes[:20]).argmax())
-    p0 = stats.norm.cdf(RADIUS / SIGMA)
+    p0 = stats.norm.cdf((RADIUS + ROUNDING) / SIGMA)
     for stop in EDGES[1:]:
         successes = int((votes[20:stop] == candidate).sum())
         failures = stop - 20 - successes
@@ -149,6 +153,7 @@ def test_decisions_are_those_of_single_draws(folder, name):
         "num_examples": len(labels),
         "abstain": "-1",
         "settings": settings,
+        "series_sha256": case.hashes(),
     }
     written = f"{run / stem}.tsv (.json)"
     assert said.stdout == printed(case.title, statement, case.scaling, table, written)

@@ -14,6 +14,7 @@ from scipy import stats
 from test_recomputed import (
     LABELS,
     MC,
+    OF_GRID,
     OF_MC,
     member_logits,
     networks,
@@ -27,7 +28,7 @@ from test_recomputed import (
 )
 
 CHOSEN, NUM_DRAWS, NUM_RANDOM = [0, 3, 6, 9], 30, 5
-FLAGS = (*MC, *OF_MC, "--num_examples=4", "--num_draws=30", "--num_random_masks=5")
+FLAGS = (*MC, *OF_MC, *OF_GRID, "--num_examples=4", "--num_draws=30", "--num_random_masks=5")
 
 
 @pytest.fixture(scope="module")

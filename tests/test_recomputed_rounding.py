@@ -47,7 +47,7 @@ def test_the_noise_is_that_of_the_next_float32_above_sigma(kind, sigma):
 
     def shown(sigma: float) -> np.ndarray:
         SEEN.clear()
-        count(predict, x=x, sigma=sigma, num_draws=40, draws_per_block=40)
+        count(predict, x=x, sigma=sigma, num_draws=40, draws_per_block=40, noise="float32")
         jax.effects_barrier()
         return SEEN[-1]
 

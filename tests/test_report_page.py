@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from selfens_jax import report_page
+from selfens_jax import coverage, report_page
 from selfens_jax.errors import UserError
 
 NAMES = ["<script>alert('x')</script>", 'a "quoted" & b', "שלום\u202e!"]
@@ -249,19 +249,33 @@ def test_the_band_and_the_bar_are_as_wide_as_the_radius_allows(channels):
                 np.testing.assert_allclose(bottom - top, -2 * radius * scale, atol=0.2)
                 np.testing.assert_allclose((bottom + top) / 2, drawn[25, 1], atol=0.2)
         told = figure.of_class("key")[0].read
-        assert f"below {report_page.shift_covered(radius, 50 * channels)}" in told
+        assert f"below {coverage.shift_covered(radius, 50 * channels)}" in told
         assert f"one value alone: below {radius:.6f}" in told
 
 
 def test_a_shift_of_all_values_by_what_is_told_has_a_norm_of_at_most_the_radius():
     rng = np.random.default_rng(0)
     for radius, size in zip(rng.uniform(0, 9, 300), rng.integers(1, 50_000, 300), strict=True):
-        shift = Fraction(report_page.shift_covered(radius, int(size)))
+        shift = Fraction(coverage.shift_covered(radius, int(size)))
         above = shift + Fraction(1, 10**6)
         assert shift**2 * int(size) <= Fraction(radius) ** 2 < above**2 * int(size)
-    assert report_page.shift_covered(1.0, 4) == "0.500000"
-    assert report_page.shift_covered(0.0, 4) == "0.000000"
-    assert report_page.shift_covered(np.inf, 4) == "inf"
+    assert coverage.shift_covered(1.0, 4) == "0.500000"
+    assert coverage.shift_covered(0.0, 4) == "0.000000"
+    assert coverage.shift_covered(np.inf, 4) == "inf"
+
+
+def test_the_changes_that_are_covered_are_listed():
+    given = many(4, 32, 2)  # 64 values
+    given["radius"] = np.array([1.0, 0.5, 2.0, 1.5])
+    for figure, i in zip(examples_of(page_of(**given)), (1, 2), strict=True):
+        (table,) = figure.of_class("facts")
+        rows = [(row.all("th")[0].read, row.all("td")[0].read) for row in table.all("tr")]
+        assert rows == coverage.cover(given["radius"][i], given["series"][i]).rows()
+        offset = dict(rows)["constant offset of all samples"]
+        assert offset == f"below {given['radius'][i] / 8:g}"
+    for changes in ({"valid": False}, {"radius": np.zeros(4)}):
+        page = page_of(**{**given, **changes})
+        assert not any(figure.of_class("facts") for figure in examples_of(page))
 
 
 def test_what_is_covered_is_said():
@@ -317,7 +331,8 @@ def test_texts_are_shown_as_they_are():
     assert statement.text == "</p><p>firstsecond"
     assert len(statement.all("br")) == 1
     assert footer.text == "<u>n</u>"
-    facts = page.of_class("facts")
+    covered = [table for figure in page.all("figure") for table in figure.of_class("facts")]
+    facts = [table for table in page.of_class("facts") if table not in covered]
     assert [[cell.text for cell in table.all("th", "td")] for table in facts] == [list(row)] * 3
     assert [row[1] for row in rows_of(page)] == [NAMES[0], NAMES[2], NAMES[2], "nothing", NAMES[1]]
     assert len(page.all("script")) == 1
@@ -522,7 +537,7 @@ def test_of_many_channels_the_first_are_drawn_and_it_is_said():
     assert "channel below channel, the first 10 of 12" in page.read
     assert "The first 10 of 12 channels are drawn" in examples_of(page)[0].read
     assert len(examples_of(page)[0].of_class("plot")) == 10
-    shift = report_page.shift_covered(given["radius"].max(), 20 * 12)
+    shift = coverage.shift_covered(given["radius"].max(), 20 * 12)
     assert f"below {shift}" in examples_of(page)[1].read
 
 

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers import TinyNet, assert_binomial, init, mesh_of
+from helpers import TinyNet, assert_binomial, default_grid, grid_noise, init, mesh_of, to_grid
+from scipy import stats
 
-from selfens_jax import blocks, masks, models, smoothing
+from selfens_jax import blocks, masks, models, noise, smoothing
 from selfens_jax.errors import UserError
 
 KEY = jax.random.key(20)
@@ -100,13 +101,20 @@ def test_first_draws_are_the_same_whatever_follows(bits, bits_counts, x):
         previous = counts
 
 
-def by_hand(ensemble, series, index, sigma, num_draws) -> np.ndarray:
+def noised_by_hand(kind: str, series, key, sigma) -> np.ndarray:
+    if kind == "float32":
+        return series + sigma * np.asarray(jax.random.normal(key, series.shape))
+    grid = default_grid(sigma)
+    return (to_grid(series, grid) + grid_noise(key, series.shape, sigma, grid)).astype(np.float32)
+
+
+def by_hand(kind, ensemble, series, index, sigma, num_draws) -> np.ndarray:
     """Algorithm 2 as it is written, one draw and one mask at a time: (n, K) mean logits."""
     network = jax.jit(lambda v: ensemble.model.apply(ensemble.variables, v, train=False))
     means = []
     for draw in range(num_draws):
         key = jax.random.fold_in(jax.random.fold_in(KEY, index), draw)
-        noised = series + sigma * np.asarray(jax.random.normal(key, series.shape))
+        noised = noised_by_hand(kind, series, key, sigma)
         logits = [
             np.asarray(network((mask[:, None] * noised)[None]))[0]
             for mask in np.asarray(ensemble.masks)
@@ -115,12 +123,12 @@ def by_hand(ensemble, series, index, sigma, num_draws) -> np.ndarray:
     return np.array(means)
 
 
-def test_votes_equal_the_algorithm_by_hand(ensemble, x):
-    counts = smoothing.count_votes(
-        ensemble, x, sigma=2.0, num_draws=60, key=KEY, indices=[4, 0, 9], batch_size=300
-    )
+@pytest.mark.parametrize("kind", noise.KINDS)
+def test_votes_equal_the_algorithm_by_hand(ensemble, x, kind):
+    options = {"sigma": 2.0, "num_draws": 60, "key": KEY, "indices": [4, 0, 9]}
+    counts = smoothing.count_votes(ensemble, x, **options, batch_size=300, noise=kind)
     for series, index, found in zip(x, (4, 0, 9), counts, strict=True):
-        logits = by_hand(ensemble, series, index, 2.0, 60)
+        logits = by_hand(kind, ensemble, series, index, 2.0, 60)
         expected = np.bincount(logits.argmax(axis=1), minlength=3)
         assert (expected > 0).sum() > 1  # the noise does decide
         # Rounding may turn a draw whose best two classes tie; these draws have none.
@@ -179,7 +187,7 @@ def test_the_vote_is_the_class_of_the_mean_logits():
     of_masks = smoothing.self_ensemble(Rows(), {}, np.eye(4))
     of_members = smoothing.deep_ensemble(Constant(), {"params": {"logits": member_logits}})
     for predict in (of_masks, of_members):
-        counts = smoothing.count_votes(predict, x, sigma=1e-4, num_draws=30, key=KEY)
+        counts = smoothing.count_votes(predict, x, sigma=1e-3, num_draws=30, key=KEY)
         np.testing.assert_array_equal(counts, [[30, 0, 0]] * 2)
 
 
@@ -221,7 +229,7 @@ def test_batch_norm_does_not_see_the_batch(members, x):
     assert np.abs(moved(x) - predict(x)).max() > 1e-2
 
 
-def noised_series(sigma: float, indices: list[int], num_draws: int) -> np.ndarray:
+def noised_series(kind: str, sigma: float, indices: list[int], num_draws: int) -> np.ndarray:
     """What the network is shown for series of zeros, (indices, draws, T, C), a block an index.
 
     The last time it is called for an index: before, its rows are looked at.
@@ -241,25 +249,33 @@ def noised_series(sigma: float, indices: list[int], num_draws: int) -> np.ndarra
             key=KEY,
             draws_per_block=num_draws,
             indices=[index],
+            noise=kind,
         )
         jax.effects_barrier()
         blocks.append(seen[-1])
     return np.stack(blocks)
 
 
-def test_noise_is_gaussian_with_deviation_sigma_and_never_repeats():
-    noise = noised_series(0.5, [0, 7], num_draws=100)
-    assert noise.shape == (2, 100, LENGTH, 2)
-    assert len(np.unique(noise)) > 0.99 * noise.size
+@pytest.mark.parametrize("kind", noise.KINDS)
+def test_noise_is_gaussian_with_deviation_sigma_and_never_repeats(kind):
+    drawn = noised_series(kind, 0.5, [0, 7], num_draws=100)
+    assert drawn.shape == (2, 100, LENGTH, 2)
+    distinct = drawn.size
+    if kind == "grid":  # where chance repeats some values
+        steps = np.arange(-100_000, 100_000) * default_grid(0.5) / 0.5
+        p = np.diff(stats.norm.cdf(steps))
+        distinct = (1 - (1 - p) ** drawn.size).sum()
+    assert len(np.unique(drawn)) > 0.99 * distinct
+    assert len(np.unique(drawn.reshape(200, -1), axis=0)) == 200
     # Within one deviation with probability 0.6827, within two 0.9545. Error probability: 1e-9.
     for deviations, p in ((1, 0.682689492137), (2, 0.954499736104)):
-        inside = (np.abs(noise) < deviations * 0.5).sum()
-        assert_binomial(inside, noise.size, p, error=1e-9)
-    for block, index in zip(noise, (0, 7), strict=True):
+        inside = (np.abs(drawn) < deviations * 0.5).sum()
+        assert_binomial(inside, drawn.size, p, error=1e-9)
+    for block, index in zip(drawn, (0, 7), strict=True):
         for draw in (0, 1, 99):
             key = jax.random.fold_in(jax.random.fold_in(KEY, index), draw)
-            expected = 0.5 * jax.random.normal(key, (LENGTH, 2))
-            np.testing.assert_allclose(block[draw], expected, rtol=1e-6)
+            expected = noised_by_hand(kind, np.zeros((LENGTH, 2)), key, 0.5)
+            np.testing.assert_allclose(block[draw], expected, rtol=1e-6 * (kind == "float32"))
 
 
 def test_nothing_compiles_twice(members, x):
@@ -321,7 +337,7 @@ def test_masks_must_be_zeros_and_ones(bad):
 
 @pytest.mark.parametrize("sigma", [0.1, 0.4, 0.7, 0.8, 1.6, 1.0, 3e-5])
 def test_the_noise_is_never_below_sigma(sigma):
-    rounded = float(blocks.round_up(sigma))
+    rounded = float(noise.round_up(sigma))
     assert sigma <= rounded <= sigma * (1 + 2**-23)
 
 

@@ -19,7 +19,7 @@ except ValueError as error:  # a variable of the environment that JAX cannot rea
     sys.exit(f"error: {error}")
 from absl import app, flags, logging
 
-from selfens_jax import data, masks, models, paths, preparation, training
+from selfens_jax import data, masks, models, names, paths, preparation, training
 from selfens_jax.errors import UserError
 
 PREPARING = ("scaling", "unequal", "missing", "channels_first")
@@ -139,6 +139,10 @@ def load_data(
         name = recorded["name"]
         if recorded["source"] == "file":
             raise UserError(f"the run was trained on a file, {name}: give it, as --dataset=PATH")
+        if recorded["source"] == "arrays":
+            raise UserError("the run was trained on arrays: give them in a file, as --dataset=PATH")
+        if recorded["source"] == "directory" and flag_values.data_dir is None:
+            raise UserError(f"the run was trained on {name} of a folder: give it, as --data_dir")
     with _said_warnings():
         dataset = data.load(name, flag_values.data_dir, **asked)
     if report:
@@ -151,22 +155,52 @@ def load_data(
     return dataset
 
 
-def load_new_series(flag_values: flags.FlagValues, source: dict[str, Any]) -> data.Series:
-    """The series of --series, for a run with data `source` (`data.describe`)."""
-    for name in ("dataset", "data_dir", "scaling"):
+def load_new_series(
+    flag_values: flags.FlagValues, source: dict[str, Any]
+) -> tuple[data.Series, dict[str, Any]]:
+    """The series of --series and how they were prepared, as records have it.
+
+    Args:
+      flag_values: all flags; those of preparation that were not given are the run's.
+      source: the run's data, as `data.describe` has them.
+
+    Raises:
+      UserError: if the flags contradict the run, or there are no such series.
+    """
+    for name in ("dataset", "data_dir"):
         if flag_values[name].present and flag_values["run_dir"].present:
             raise UserError(f"--series has the series, --run_dir the rest; leave out --{name}")
-    with _said_warnings():
-        return data.load_series(
-            flag_values.series,
-            length=source["length"],
-            num_channels=source["num_channels"],
-            classes=source["classes"],
-            scaling=source["scaling"],
-            channels_first=flag_values.channels_first,
-            unequal=flag_values.unequal,
-            missing=flag_values.missing,
+    if flag_values["scaling"].present and flag_values.scaling != source["scaling"]:
+        raise UserError(
+            f"the run was trained with scaling {source['scaling']}, which --series gets too; leave "
+            "out --scaling"
         )
+    defaults = {"unequal": "refuse", "missing": "refuse", "channels_first": False}
+    asked = {
+        name: getattr(flag_values, name)
+        if flag_values[name].present
+        else source.get(name, defaults[name])
+        for name in defaults
+    }
+    as_trained = asked["channels_first"] and not flag_values["channels_first"].present
+    if as_trained and flag_values.series.lower().endswith(names.TEXT_ENDINGS):
+        as_trained = asked["channels_first"] = False  # which only a .npz can be
+    try:
+        with _said_warnings():
+            series = data.load_series(
+                flag_values.series,
+                length=source["length"],
+                num_channels=source["num_channels"],
+                classes=source["classes"],
+                scaling=source["scaling"],
+                labelled=flag_values.labelled,
+                **asked,
+            )
+    except UserError as error:
+        if not (as_trained and "channels_first" in str(error)):
+            raise
+        raise UserError(f"{error} (it is the run's: --nochannels_first leaves it out)") from None
+    return series, {name: value for name, value in asked.items() if value != defaults[name]}
 
 
 @contextlib.contextmanager
@@ -193,7 +227,9 @@ def provenance(settings: dict[str, Any]) -> str:
     line += f", scaling {source['scaling']}"
     if "unequal" in own:
         line += f", unequal lengths: {own['unequal']} to {source['length']} time steps"
-    return line + (f", missing values: {own['missing']}" if "missing" in own else "")
+    if "missing" in own:
+        line += f", missing values: {own['missing']}"
+    return line + ", channels first in the file" * ("channels_first" in own)
 
 
 def print_summary(

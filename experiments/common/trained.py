@@ -1,11 +1,15 @@
 """What the commands that use a trained run share: finding it, and making its classifier."""
 
+import contextlib
 import math
+import os
+import secrets
 import shlex
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from common import cli
 
@@ -13,6 +17,7 @@ from selfens_jax import data, locks, noise, runs, smoothing
 from selfens_jax.errors import UserError
 
 FLAGS = flags.FLAGS
+RANDOM = "random"
 
 
 def define_flags() -> None:
@@ -31,8 +36,32 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "grid", None, "Distance of the grid's points, a power of two; from sigma if not given."
     )
-    flags.DEFINE_integer("noise_seed", None, "Seed of all noise drawn here; --seed if not given.")
+    flags.DEFINE(
+        _SeedParser(),
+        "noise_seed",
+        None,
+        "Seed of all noise drawn here; random: from the operating system, told with the results. "
+        "--seed if not given; random for --series.",
+    )
     flags.DEFINE_integer("num_examples", None, "Take this many evenly spaced test examples.")
+
+
+class _SeedParser(flags.ArgumentParser[int | str]):
+    """A whole number, or the word random."""
+
+    def parse(self, argument: int | str) -> int | str:
+        if argument == RANDOM:
+            return RANDOM
+        try:
+            seed = int(argument)
+        except ValueError:
+            seed = -1
+        if not 0 <= seed < 2**32:
+            raise ValueError("it must be random, or a whole number from 0 to below 2**32")
+        return seed
+
+    def flag_type(self) -> str:
+        return "seed"
 
 
 def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -81,7 +110,7 @@ def lock_of(run: Path) -> Path:
 
 
 def train_command() -> str:
-    others = ("data_dir", "scaling", "model", "ensemble", "keep", "seed", "runs_dir")
+    others = ("data_dir", *cli.PREPARING, "model", "ensemble", "keep", "seed", "runs_dir")
     names = ["dataset", "sigma", *(n for n in others if FLAGS[n].value != FLAGS[n].default)]
     return shlex.join(
         ["python", "experiments/train.py", *(f"--{n}={FLAGS[n].value}" for n in names)]
@@ -99,53 +128,116 @@ def output_folder(run: Path) -> Path:
 
 
 def load_data(run: Path, config: dict[str, Any]) -> data.Dataset:
-    """The data set of the flags, which must be the one that the run was trained on."""
+    """The data set of the flags, which must be the one that the run was trained on.
+
+    Raises:
+      UserError: if it is another or prepared otherwise, or has no test split.
+    """
+    check_preparation(run, config["data"])
     recorded = None if FLAGS.run_dir is None else config["data"]
     dataset = cli.load_data(FLAGS, recorded=recorded)
     differences = runs.differences(config, {"data": data.describe(dataset)})
     if differences:
         raise UserError(
-            f"{run}: {differences}; give the data that it was trained on, or train another"
+            f"{run}: {differences}; give the data that it was trained on, or train another; "
+            "certify.py --series=FILE certifies new series"
+        )
+    if not len(dataset.x_test):
+        raise UserError(
+            f"{dataset.name} has no test split; certify.py --series=FILE certifies new series"
         )
     return dataset
 
 
-def shared_settings(config: dict[str, Any], classifier: dict[str, Any]) -> dict[str, Any]:
-    """What every result of a run depends on, whatever is asked of its classifier."""
+def check_preparation(run: Path, source: dict[str, Any]) -> None:
+    """Raises UserError if the flags prepare series otherwise than the run's data, `source`.
+
+    With --run_dir, those that are not given are the run's.
+    """
+    for name in cli.PREPARING:
+        flag = FLAGS[name]
+        known = source.get(name, flag.default)
+        if flag.value == known or (FLAGS.run_dir is not None and not flag.present):
+            continue
+        words = f"--{name}" if known is True else f"--{name}={known}"
+        if known == flag.default:
+            raise UserError(f"the run {run} was trained without --{name}; leave it out")
+        raise UserError(f"the run {run} was trained with {words}; give {words}")
+
+
+def noise_seed(config: dict[str, Any]) -> int:
+    """That of the flags.
+
+    Raises:
+      UserError: for --noise_seed=random, which only certify.py can remember.
+    """
+    if FLAGS.noise_seed == RANDOM:
+        raise UserError("--noise_seed=random is for certify.py; give a number")
+    return config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed
+
+
+def shared_settings(
+    config: dict[str, Any], classifier: dict[str, Any], seed: int
+) -> dict[str, Any]:
+    """What every result of a run depends on, whatever is asked of its classifier.
+
+    seed: of the noise.
+    """
     versions = runs.versions()
     return {
         **classifier,
         "data": config["data"],
         "sigma": config["sigma"],
-        "noise_seed": config["seed"] if FLAGS.noise_seed is None else FLAGS.noise_seed,
+        "noise_seed": seed,
         **grid_setting(config["sigma"]),
         "platform": jax.local_devices()[0].platform,
         "versions": {name: versions[name] for name in ("selfens_jax", "jax")},
     }
 
 
+def draw_seed(file: Path) -> int:
+    """A seed from the operating system, which `file` keeps until the results are written.
+
+    So a killed command goes on with it, and processes that share the work have one.
+    """
+    if not file.exists():
+        own = file.with_name(f"{file.name}.{os.getpid()}")
+        runs.write_json(own, {"noise_seed": secrets.randbits(32)})
+        with contextlib.suppress(FileExistsError):  # another process was first
+            os.link(own, file)
+        own.unlink()
+    return int(runs.read_json(file)["noise_seed"])
+
+
 def grid_setting(sigma: float) -> dict[str, float]:
     """The grid of the noise, as settings have it; nothing for noise in float32, as ever.
 
     Raises:
-      UserError: if --grid does not go with --noise.
+      UserError: if --grid does not go with --noise or sigma.
     """
-    if FLAGS.noise == "float32":
+    if FLAGS.noise == "float32" or sigma == 0:
         if FLAGS.grid is not None:
-            raise UserError("--noise=float32 has no grid; leave out --grid")
+            what = "a run of sigma 0" if sigma == 0 else "--noise=float32"
+            raise UserError(f"{what} has no grid; leave out --grid")
         return {}
-    if sigma == 0:
-        return {}
-    return {"grid": noise.default_grid(sigma) if FLAGS.grid is None else FLAGS.grid}
+    if FLAGS.grid is None:
+        return {"grid": noise.default_grid(sigma)}
+    try:
+        return {"grid": noise.check_grid(FLAGS.grid, sigma, np.zeros(0))}
+    except UserError as error:
+        raise UserError(f"--grid={FLAGS.grid}: {error}") from None
 
 
 def load_classifier(
     run: Path,
 ) -> tuple[smoothing.SelfEnsemble | smoothing.DeepEnsemble, dict[str, Any]]:
     """The ensemble to certify, and the part of the settings that says which it is."""
+    num_masks = FLAGS.num_masks
+    if not FLAGS["num_masks"].present:  # what a SelfEnsembleClassifier was saved with
+        num_masks = runs.read_config(run).get("classifier", {}).get("num_masks", num_masks)
     return runs.load_classifier(
         run,
-        num_masks=FLAGS.num_masks,
+        num_masks=num_masks,
         mask_seed=FLAGS.mask_seed,
         masks_folder=None if FLAGS.output_dir is None else output_folder(run),
     )

@@ -12,7 +12,7 @@ A certificate covers every change d of a series (T, C) with ||d||_2 < R. Two of 
 
 If every |d_t,c| is below o*, then ||d||^2 < T C o*^2 = R^2: whatever stays inside the band of the
 first is covered. What leaves it may be covered too, and what stays within +-R of the series, like
-the second, need not be.
+the second, need not be. `coverage` has these and other changes, with the proof; a table lists them.
 """
 
 import base64
@@ -22,12 +22,11 @@ import html
 import math
 import unicodedata
 from collections.abc import Sequence
-from decimal import Decimal
-from fractions import Fraction
 
 import numpy as np
 
 from selfens_jax.certificates import format_radius
+from selfens_jax.coverage import cover, shift_covered
 from selfens_jax.errors import UserError, check_series
 from selfens_jax.report_page.drawings import HEIGHT, WIDTH, Axis, line, plot, spread, swatch
 from selfens_jax.report_page.style import ALERT, SCRIPT, STYLE
@@ -166,14 +165,6 @@ script-src 'sha256-{digest}'">
     return page.encode()
 
 
-def shift_covered(radius: float, num_values: int, digits: int = 6) -> str:
-    """radius / sqrt(num_values) in decimal, rounded down exactly; an infinite one is "inf"."""
-    if math.isinf(radius):
-        return "inf"
-    squared = Fraction(radius) ** 2 / num_values
-    return f"{Decimal(math.isqrt(math.floor(squared * 100**digits))).scaleb(-digits):f}"
-
-
 def _headline(results: _Results) -> str:
     """The numbers at the top."""
     certified, known, word = results.certified, results.known, results.word
@@ -309,10 +300,14 @@ def _example(results: _Results, i: int, which: str) -> str:
     label = f", label {results.names[results.label[i]]}" if results.known[i] else ""
     equal = int((results.radius[results.certified] == radius).sum())
     equal = f" (that of {equal} series)" if equal > 1 else ""
+    covered = ""
+    if results.valid and drawn:
+        rows = cover(radius, results.series[i]).rows()
+        covered = _facts("Covered, each by itself", rows)
     return f"""<figure style="--height:{max(4.5, 17 / shown):.1f}rem">
 <h3>{which}: series {results.index[i]}</h3>
 <p>Predicted {results.names[results.prediction[i]]}{label}; radius {text}{equal}</p>
-{plots}<ul class="key">{key}</ul></figure>"""
+{plots}<ul class="key">{key}</ul>{covered}</figure>"""
 
 
 def _table(results: _Results) -> str:

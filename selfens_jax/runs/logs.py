@@ -29,7 +29,7 @@ def read_log(
     Raises:
       UserError: if the file is of other settings, or a line is damaged or not complete.
     """
-    lines = _whole_lines(path).decode(errors="replace").splitlines()
+    lines = _complete_lines(path).decode(errors="replace").splitlines()
     if not lines or lines[0] != _header(settings):
         raise UserError(f"{path} is of other settings; move it away to begin again")
     entries: dict[int, Entry] = {}
@@ -58,7 +58,7 @@ def open_log(
         return {}
     entries = read_log(path, settings, is_complete)
     with path.open("rb+") as file:
-        file.truncate(len(_whole_lines(path)))
+        file.truncate(len(_complete_lines(path)))
     return entries
 
 
@@ -79,6 +79,6 @@ def _header(settings: dict[str, Any]) -> str:
     return json.dumps(settings, sort_keys=True)
 
 
-def _whole_lines(path: Path) -> bytes:
+def _complete_lines(path: Path) -> bytes:
     content = path.read_bytes()
     return content[: content.rfind(b"\n") + 1]
