@@ -65,15 +65,20 @@ RECORDS = "selfens_jax/runs/records.py"
 RUN = "selfens_jax/runs/run.py"
 BLOCKS = "selfens_jax/blocks.py"
 CERTIFICATION = "selfens_jax/certification.py"
+NOISE = "selfens_jax/noise.py"
 ENSEMBLES = "selfens_jax/ensembles.py"
 CONVOLUTION = "selfens_jax/models/convolution.py"
 CERTIFY = "experiments/certify.py"
+SUMMARIES = "experiments/common/summaries.py"
 COUNTING = "selfens_jax/counting.py"
 TRAINED = "experiments/common/trained.py"
 ATTACK = "experiments/attack.py"
 MARGINS = "experiments/margins.py"
 TRAIN = "experiments/train.py"
 SEQUENTIAL = "selfens_jax/sequential.py"
+COVERAGE = "selfens_jax/coverage.py"
+EXACT = "selfens_jax/exact.py"
+SUMMARIES = "experiments/common/summaries.py"
 
 ENUMERATION = (
     "test_soundness.py::test_the_default_is_false_at_most_alpha_by_enumeration[{alpha}-60-2]"
@@ -94,6 +99,19 @@ STEPS_BY_HAND = "test_recomputed.py::test_a_training_is_that_of_single_steps"
 DECIDED = "test_recomputed_decisions.py::test_decisions_are_those_of_single_draws"
 CLIMBED = "test_recomputed_attack.py::test_the_series_are_those_of_single_steps"
 ATTACK_SHOWN = "test_recomputed_attack.py::test_the_record_and_the_figure_are_of_the_series"
+MARGINS_DRAWN = "test_recomputed_margins.py::test_the_logits_are_those_of_single_draws"
+GRID_RATE = (
+    "test_grid_soundness.py::"
+    "test_no_more_than_alpha_of_the_certificates_between_grid_points_are_false"
+)
+GRID_DECISIONS = GRID_RATE.replace("certificates", "decisions")
+GIVEN_UP = "test_grid_soundness.py::test_radii_and_probabilities_are_less_by_what_is_given_up"
+KNOWING = "test_grid_soundness.py::test_on_a_grid_a_classifier_is_certified_as_what_it_is_there"
+THRESHOLDS = "test_noise.py::test_thresholds_are_the_tails_of_a_gaussian"
+COUNTED_INTEGERS = "test_noise.py::test_integers_count_the_thresholds_above_a_number"
+GRID_SAMPLES = "test_noise.py::test_samples_have_the_distribution"
+GRID_SHOWN = "test_noise.py::test_a_classifier_is_shown_the_nearest_grid_point_and_its_noise"
+GRID_OPTIONS = "test_noise_options.py::test_each_grid_is_recorded_and_has_a_log_of_its_own"
 MARGINS_CHECKED = "test_recomputed_margins.py::test_the_check_is_that_of_the_formulas"
 HAIR = "test_recomputed_rounding.py::test_evidence_a_hair_above_alpha_decides_nothing"
 
@@ -210,10 +228,20 @@ MUTATIONS = (
     ),
     Mutation(
         "noise not multiplied by sigma",
-        CERTIFICATION,
-        "block.series[None] + block.sigma * noise",
-        "block.series[None] + noise",
+        NOISE,
+        "high, low = thresholds(sigma / grid)",
+        "high, low = thresholds(1 / grid)",
         (DISTRIBUTION,),
+    ),
+    Mutation(
+        "noise in float32 not multiplied by sigma",
+        NOISE,
+        "return self.sigma * normal",
+        "return normal",
+        (
+            "test_smoothing.py::test_noise_is_gaussian_with_deviation_sigma_and_never_repeats"
+            "[float32]",
+        ),
     ),
     Mutation(
         "noise not multiplied by sigma in training",
@@ -325,6 +353,171 @@ MUTATIONS = (
         "                  for variables in chosen]",
         ("test_smoothing.py::test_deep_ensemble_is_the_mean_of_its_members",),
     ),
+    # The grid of the noise, and what it takes off certificates
+    Mutation(
+        "rounding to the grid not taken off radii",
+        CERTIFICATES,
+        "np.nextafter(radius - given_up.rounding, -np.inf)",
+        "np.nextafter(radius, -np.inf)",
+        (GRID_RATE, GIVEN_UP),
+    ),
+    Mutation(
+        "the deviation from a Gaussian not taken off p_A",
+        CERTIFICATES,
+        "p_a = np.maximum(p_a - given_up.deviation, 0)\n        p_b = 1 - p_a",
+        "p_b = 1 - p_a",
+        (GIVEN_UP,),
+    ),
+    Mutation(
+        "the deviation from a Gaussian not added to p_B",
+        CERTIFICATES,
+        "p_b = np.minimum(p_b + given_up.deviation, 1)",
+        "p_b = np.minimum(p_b, 1)",
+        (GIVEN_UP,),
+    ),
+    Mutation(
+        "half of the rounding taken off",
+        NOISE,
+        "grid * math.sqrt(num_values) * (1 + 1e-15)",
+        "grid / 2 * math.sqrt(num_values) * (1 + 1e-15)",
+        (
+            "test_grid_soundness.py::test_rounding_is_q_times_the_root_of_the_number_of_values",
+            GRID_RATE,
+        ),
+    ),
+    Mutation(
+        "the deviation of one value for all",
+        NOISE,
+        "return 1.01 * num_values * one",
+        "return 1.01 * one",
+        ("test_noise.py::test_the_total_variation_is_what_deviation_bounds",),
+    ),
+    Mutation(
+        "the deviation without the rounding of Phi",
+        NOISE,
+        "* 5 / 3 + 2) * 2.0**-49",
+        "* 5 / 3 + 2) * 2.0**-63",
+        ("test_noise.py::test_the_total_variation_is_what_deviation_bounds",),
+    ),
+    Mutation(
+        "series not rounded to the grid",
+        NOISE,
+        "return made, on_grid(given, grid)",
+        "return made, x",
+        (KNOWING, GRID_SHOWN),
+    ),
+    Mutation(
+        "series rounded to float32 before the grid",
+        BLOCKS,
+        "np.asarray(given, np.float64), x)",
+        "x.astype(np.float64), x)",
+        ("test_noise.py::test_series_go_to_the_grid_directly_not_by_way_of_float32",),
+    ),
+    Mutation(
+        "thresholds of the next integer",
+        NOISE,
+        "-(np.arange(number) + 0.5) / ratio",
+        "-(np.arange(number) + 1.5) / ratio",
+        (THRESHOLDS, GRID_SAMPLES),
+    ),
+    Mutation(
+        "thresholds of rounding down",
+        NOISE,
+        "-(np.arange(number) + 0.5) / ratio",
+        "-(np.arange(number) + 1.0) / ratio",
+        (GRID_SAMPLES,),
+    ),
+    Mutation(
+        "the sign's bit used for the magnitude",
+        NOISE,
+        "first & jnp.uint32(2**31 - 1), second",
+        "first >> 1, second",
+        (GRID_SAMPLES, COUNTED_INTEGERS),
+    ),
+    Mutation(
+        "the low words not looked at",
+        NOISE,
+        "(high[at] == u_high) & (low[at] <= u_low)",
+        "(high[at] == u_high)",
+        (COUNTED_INTEGERS,),
+    ),
+    Mutation(
+        "a number counted as below a threshold that it equals",
+        NOISE,
+        "(low[at] <= u_low)",
+        "(low[at] < u_low)",
+        (COUNTED_INTEGERS,),
+    ),
+    Mutation(
+        "a grid too fine for the noise of large series",
+        NOISE,
+        "+ REACH * sigma\n",
+        "+ 0 * sigma\n",
+        ("test_noise.py::test_rounding_commutes_with_a_shift_by_a_grid_point",),
+    ),
+    Mutation(
+        "the usual grid whatever --grid says",
+        TRAINED,
+        '{"grid": noise.check_grid(FLAGS.grid, sigma, np.zeros(0))}',
+        '{"grid": noise.default_grid(sigma)}',
+        (GRID_OPTIONS,),
+    ),
+    Mutation(
+        "--grid recorded and not handed on",
+        NOISE,
+        '{"noise": "grid", "grid": settings["grid"]}',
+        '{"noise": "grid"}',
+        (GRID_OPTIONS, COUNTED),
+    ),
+    Mutation(
+        "--noise=float32 recorded as if it were on the grid",
+        TRAINED,
+        'FLAGS.noise == "float32" or sigma == 0',
+        "sigma == 0",
+        (GRID_OPTIONS,),
+    ),
+    Mutation(
+        "what the grid takes forgotten in decisions",
+        COUNTING,
+        'settings["sigma"], noise.given_up(settings))',
+        'settings["sigma"])',
+        (GRID_DECISIONS,),
+    ),
+    Mutation(
+        "what the grid takes forgotten by certify.py",
+        CERTIFY,
+        "*asked, noise.given_up(settings))",
+        "*asked)",
+        (CERTIFICATES_OF_COUNTS,),
+    ),
+    Mutation(
+        "what the grid takes forgotten by certify",
+        CERTIFICATION,
+        "interval, bound, given_up)",
+        "interval, bound)",
+        ("test_grid_soundness.py::test_certify_gives_up_what_counts_do",),
+    ),
+    Mutation(
+        "the rounding forgotten in the share that certifies",
+        SEQUENTIAL,
+        "radius + given_up.rounding",
+        "radius",
+        (GRID_DECISIONS,),
+    ),
+    Mutation(
+        "attacked series judged under other noise than certify.py's",
+        ATTACK,
+        "            **noise.arguments(settings),\n",
+        "",
+        (CLIMBED,),
+    ),
+    Mutation(
+        "margins under other noise than certify.py's",
+        MARGINS,
+        "                    **noise.arguments(settings),\n",
+        "",
+        (MARGINS_DRAWN,),
+    ),
     # Consensus
     Mutation(
         "an undecided draw counted by its first masks",
@@ -398,9 +591,9 @@ MUTATIONS = (
     # The scripts: which value is handed to which function
     Mutation(
         "sigma rounded to the nearest float32",
-        BLOCKS,
-        "sigma=round_up(sigma),",
-        "sigma=np.float32(sigma),",
+        NOISE,
+        "jnp.asarray(round_up(sigma))",
+        "jnp.float32(sigma)",
         ("test_recomputed_rounding.py::test_the_noise_is_that_of_the_next_float32_above_sigma",),
     ),
     Mutation(
@@ -456,8 +649,8 @@ MUTATIONS = (
     Mutation(
         "the share of votes that noise of sigma 1 would need",
         COUNTING,
-        'sequential.certified_share(radius, settings["sigma"])',
-        "sequential.certified_share(radius, 1.0)",
+        'sequential.certified_share(radius, settings["sigma"], noise.given_up(settings))',
+        "sequential.certified_share(radius, 1.0, noise.given_up(settings))",
         (DECIDED,),
     ),
     Mutation(
@@ -491,36 +684,36 @@ MUTATIONS = (
     Mutation(
         "the first series instead of evenly spaced ones",
         CERTIFY,
-        "chosen = counting.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))",
-        "chosen = np.arange(FLAGS.num_examples or len(dataset.x_test))",
+        "chosen = counting.evenly_spaced(FLAGS.num_examples, len(x))",
+        "chosen = np.arange(FLAGS.num_examples or len(x))",
         (COUNTED,),
     ),
     Mutation(
         "--alpha not used",
         CERTIFY,
-        "(counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound)",
-        "(counts, sigma, interval=FLAGS.interval, bound=FLAGS.bound)",
+        "asked = (alpha, FLAGS.interval, FLAGS.bound)",
+        "asked = (0.001, FLAGS.interval, FLAGS.bound)",
         (CERTIFICATES_OF_COUNTS,),
     ),
     Mutation(
         "--bound not used",
         CERTIFY,
-        "(counts, sigma, FLAGS.alpha, FLAGS.interval, FLAGS.bound)",
-        "(counts, sigma, FLAGS.alpha, FLAGS.interval)",
+        "asked = (alpha, FLAGS.interval, FLAGS.bound)",
+        'asked = (alpha, FLAGS.interval, "cohen")',
         (CERTIFICATES_OF_COUNTS,),
     ),
     Mutation(
         "radii for the sigma of the flags, not of the counts",
         CERTIFY,
-        'certify_votes(counted.counts, counted.settings["sigma"])',
-        "certify_votes(counted.counts, FLAGS.sigma)",
+        'sigma = settings["sigma"]\n    if FLAGS.paper:',
+        "sigma = FLAGS.sigma\n    if FLAGS.paper:",
         (CERTIFICATES_OF_COUNTS,),
     ),
     Mutation(
         "the summary's radii for the sigma of the flags",
-        CERTIFY,
+        SUMMARIES,
         'np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * counted.settings["sigma"]',
-        "np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * FLAGS.sigma",
+        "np.array([0.25, 0.5, 1.0, 1.5, 2.0]) * cli.flags.FLAGS.sigma",
         (CERTIFICATES_OF_COUNTS,),
     ),
     Mutation(
@@ -533,8 +726,8 @@ MUTATIONS = (
     Mutation(
         "the accuracy beside the bar is of the first series",
         CERTIFY,
-        "prediction == self.job.labels[examples]",
-        "prediction == self.job.labels[: len(examples)]",
+        "labels = self.job.labels[examples]",
+        "labels = self.job.labels[: len(examples)]",
         (CERTIFICATES_OF_COUNTS,),
     ),
     Mutation(
@@ -582,8 +775,8 @@ MUTATIONS = (
     Mutation(
         "attacked series judged under the noise of other examples",
         ATTACK,
-        "            indices=chunk,\n        )\n        prediction",
-        "            indices=np.arange(len(chunk)),\n        )\n        prediction",
+        "            indices=chunk,\n            **noise",
+        "            indices=np.arange(len(chunk)),\n            **noise",
         (CLIMBED,),
     ),
     Mutation(
@@ -640,7 +833,7 @@ MUTATIONS = (
         MARGINS,
         "                    indices=chosen,\n",
         "                    indices=np.arange(len(chosen)),\n",
-        ("test_recomputed_margins.py::test_the_logits_are_those_of_single_draws",),
+        (MARGINS_DRAWN,),
     ),
     Mutation(
         "the variance theory judged on the draws it was fitted to",
@@ -683,6 +876,196 @@ MUTATIONS = (
         "training.recalibrated(run.trainer, x, run.states)",
         "training.recalibrated(run.trainer, np.resize(dataset.x_test, x.shape), run.states)",
         (STEPS_BY_HAND,),
+    ),
+    # What a radius covers, and all series at once
+    Mutation(
+        "a root rounded to the nearest float",
+        EXACT,
+        "return nearest if Fraction(nearest) <= root else math.nextafter(nearest, 0)",
+        "return nearest",
+        ("test_coverage.py::test_a_size_is_the_supremum[offset]",),
+    ),
+    Mutation(
+        "a norm of the radius is covered",
+        EXACT,
+        "return math.ceil(bound) - 1",
+        "return math.floor(bound)",
+        ("test_coverage.py::test_a_change_whose_norm_is_the_radius_is_not_covered",),
+    ),
+    Mutation(
+        "numbers rounded to the nearest where they are shown",
+        EXACT,
+        "context = decimal.Context(prec=digits, rounding=rounding)",
+        "context = decimal.Context(prec=digits)",
+        ("test_coverage.py::test_decimals_are_rounded_to_the_side_that_is_asked",),
+    ),
+    Mutation(
+        "squares are of values, not of whole numbers of a unit",
+        EXACT,
+        "* 2**places",
+        "* 2 ** (places * 0)",
+        ("test_coverage.py::test_whole_numbers_are_the_values_in_their_unit",),
+    ),
+    Mutation(
+        "an offset of one channel only",
+        COVERAGE,
+        "        offset=limit(radius, x.size),",
+        "        offset=limit(radius, steps),",
+        ("test_coverage.py::test_a_size_is_the_supremum[offset]",),
+    ),
+    Mutation(
+        "a gain error about the mean of the series",
+        COVERAGE,
+        "gain=limit(radius, (whole**2).sum() * unit**2)",
+        "gain=limit(radius, ((whole - whole.mean()) ** 2).sum() * unit**2)",
+        ("test_coverage.py::test_a_size_is_the_supremum[gain]",),
+    ),
+    Mutation(
+        "a sinusoid of the usual phase",
+        COVERAGE,
+        "return (steps + Fraction(min(ratio, steps))) / 2",
+        "return Fraction(steps, 2)",
+        ("test_coverage.py::test_a_sinusoid_of_the_worst_phase_reaches_the_radius[0.1]",),
+    ),
+    Mutation(
+        "the phase of a sinusoid in floating point",
+        COVERAGE,
+        "        turns = steps * turn\n",
+        "        turns = Fraction(steps * float(2 * Fraction(frequency)) % 1)\n",
+        ("test_coverage.py::test_a_sinusoid_of_the_worst_phase_reaches_the_radius[123456.7]",),
+    ),
+    Mutation(
+        "a sinusoid on one channel",
+        COVERAGE,
+        "limit(radius, channels * sinusoid_squares(steps, frequency))",
+        "limit(radius, sinusoid_squares(steps, frequency))",
+        ("test_coverage.py::test_a_sinusoid_of_the_worst_phase_reaches_the_radius[0.25]",),
+    ),
+    Mutation(
+        "a drift that ends a step later",
+        COVERAGE,
+        "whole = Fraction(steps * (2 * steps - 1), 6 * (steps - 1))",
+        "whole = Fraction((steps - 1) * (2 * steps - 1), 6 * steps)",
+        ("test_coverage.py::test_a_size_is_the_supremum[drift]",),
+    ),
+    Mutation(
+        "rounding moves by a whole step",
+        COVERAGE,
+        "Fraction(x.size, 4)",
+        "Fraction(x.size)",
+        ("test_coverage.py::test_a_size_is_the_supremum[quantisation]",),
+    ),
+    Mutation(
+        "samples are replaced by the nearer limit",
+        COVERAGE,
+        "_replaced(np.maximum((whole",
+        "_replaced(np.minimum((whole",
+        ("test_coverage.py::test_a_count_is_the_largest[replaced]",),
+    ),
+    Mutation(
+        "the cheapest samples are replaced",
+        COVERAGE,
+        "worst_first = np.sort(squares, axis=None)[::-1]",
+        "worst_first = np.sort(squares, axis=None)",
+        ("test_coverage.py::test_a_count_is_the_largest[replaced]",),
+    ),
+    Mutation(
+        "series come late, but not early",
+        COVERAGE,
+        "moved = (delayed(whole, steps) - whole, delayed(whole, -steps) - whole)",
+        "moved = (delayed(whole, steps) - whole,)",
+        ("test_coverage.py::test_a_count_is_the_largest[delay]",),
+    ),
+    Mutation(
+        "the last delay that fits, whatever lies before",
+        COVERAGE,
+        "    return next((steps - 1 for steps in range(1, length) if not fits(steps)), length - 1)",
+        "    return max((steps for steps in range(1, length) if fits(steps)), default=0)",
+        ("test_coverage.py::test_delays_are_looked_at_one_by_one",),
+    ),
+    Mutation(
+        "values come round from the other edge",
+        COVERAGE,
+        "x[np.clip(np.arange(len(x)) - steps, 0, len(x) - 1)]",
+        "x[(np.arange(len(x)) - steps) % len(x)]",
+        ("test_coverage.py::test_late_and_early_hold_the_edges",),
+    ),
+    Mutation(
+        "the gentlest run of steps is dropped",
+        COVERAGE,
+        "(sums[run:] - sums[:-run]).max() > budget",
+        "(sums[run:] - sums[:-run]).min() > budget",
+        ("test_coverage.py::test_a_count_is_the_largest[dropout]",),
+    ),
+    Mutation(
+        "an abstention covers what changes nothing",
+        COVERAGE,
+        "math.inf if math.isinf(radius) else largest_below((Fraction(radius) / unit) ** 2)",
+        "math.inf if math.isinf(radius) else max(0, largest_below((Fraction(radius) / unit) ** 2))",
+        ("test_coverage.py::test_without_a_radius_nothing_is_covered",),
+    ),
+    Mutation(
+        "limits are told to the nearest",
+        COVERAGE,
+        "least, most = shown(low, digits, UP), shown(high, digits)",
+        "least, most = shown(low, digits), shown(high, digits)",
+        ("test_coverage.py::test_no_number_that_is_told_is_too_much",),
+    ),
+    Mutation(
+        "one more certificate may be false than is said",
+        METRICS,
+        "special.betainc(q + 1, num_series - q, alpha)",
+        "special.betainc(q + 2, num_series - q - 1, alpha)",
+        ("test_metrics.py::test_few_certificates_are_false_at_once_by_enumeration",),
+    ),
+    Mutation(
+        "alpha of each certificate is that of all",
+        METRICS,
+        "return float(context.divide(total, num_series))",
+        "return float(total)",
+        ("test_metrics.py::test_what_each_may_fail_with_sums_to_what_all_may",),
+    ),
+    Mutation(
+        "false certificates are taken from those that abstain",
+        METRICS,
+        "return max(number - most_false(num_series, alpha, rho), 0) / num_series",
+        "return min(number, num_series - most_false(num_series, alpha, rho)) / num_series",
+        ("test_metrics.py::test_the_share_that_is_true_is_what_the_false_ones_leave",),
+    ),
+    Mutation(
+        "what every radius covers is that of the first series",
+        CERTIFY,
+        "covered = [coverage.cover(r, x) for r, x in zip(certified.radius, series, strict=True)]",
+        "covered = [coverage.cover(r, series[0]) for r in certified.radius]",
+        ("test_covered_scripts.py::test_the_record_has_what_every_radius_covers",),
+    ),
+    Mutation(
+        "alpha_total is not divided",
+        CERTIFY,
+        "return metrics.alpha_of_each(FLAGS.alpha_total, num_examples)",
+        "return FLAGS.alpha_total",
+        ("test_covered_scripts.py::test_alpha_total_is_shared_by_all_series",),
+    ),
+    Mutation(
+        "the largest radius is told as the median",
+        SUMMARIES,
+        "[(len(certified) - 1) // 2]",
+        "[-1]",
+        ("test_covered_scripts.py::test_what_the_median_radius_covers_is_printed",),
+    ),
+    Mutation(
+        "a radius that is not certified covers as others do",
+        CERTIFY,
+        "if series is not None and certified.valid:",
+        "if series is not None:",
+        ("test_covered_scripts.py::test_certificates_that_do_not_hold_cover_nothing",),
+    ),
+    Mutation(
+        "the share that is true is told of certificates that do not hold",
+        SUMMARIES,
+        "        if not certified.valid:\n            return []\n",
+        "",
+        ("test_covered_scripts.py::test_certificates_that_do_not_hold_cover_nothing",),
     ),
 )
 

@@ -121,7 +121,8 @@ def test_no_change_of_a_kind_is_longer_than_the_worst():
         assert square(exactly(shares * found.total)) < Fraction(radius) ** 2
 
 
-FREQUENCIES = (0, 0.5, 1, -0.5, 3.5, 0.1, -0.1, 0.25, 1 / 3, 0.4999999, 1e-9, 1e-300, 7.3, 50 / 360)
+FREQUENCIES = (0, 0.5, 1, -0.5, 3.5, 0.1, -0.1, 0.25, 1 / 3, 0.4999999, 1e-9, 1e-300, 50 / 360)
+FREQUENCIES += (7.3, 123456.7)
 
 
 @pytest.mark.parametrize("frequency", FREQUENCIES)
@@ -217,10 +218,10 @@ def test_a_count_is_the_largest(kind):
 def test_delays_are_looked_at_one_by_one():
     """A delay by a whole period changes little, but those before it do not."""
     x = np.tile([0.0, 4.0, 0.0, -4.0], 8)
-    late = coverage.delayed(x, 4)
-    assert is_covered(6, x, late)
-    assert not is_covered(6, x, coverage.delayed(x, 2))
-    assert cover(6, x).delay == 0
+    assert is_covered(10, x, coverage.delayed(x, 4))
+    assert is_covered(10, x, coverage.delayed(x, -4))
+    assert not is_covered(10, x, coverage.delayed(x, 1))
+    assert cover(10, x).delay == 0
 
 
 def test_a_delay_between_two_covered_ones_is_covered():

@@ -260,7 +260,7 @@ def test_a_classifier_s_certificates_cover_what_they_say_in_the_units_of_the_rad
     found = clf.certify(X[:4], alpha=0.1, num_draws=40)
     covers = found.covers(num_samples=3)
     assert (found.radius > 0).any()
-    scaled = (X[:4] - X[:4].mean(axis=1, keepdims=True)) / X[:4].std(axis=1, keepdims=True)
+    scaled = (X[:4] - X[:4].mean(axis=1, keepdims=True)) / X[:4].std(axis=1, keepdims=True, ddof=1)
     for radius, x, one in zip(found.radius, scaled, covers, strict=True):
         assert one.radius == radius
         assert one.gain == pytest.approx(radius / np.linalg.norm(x), rel=1e-5)

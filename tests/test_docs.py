@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
-from studies import figure_certificate
+from studies import figure_certificate, figure_coverage
 
-from selfens_jax import noise
+from selfens_jax import coverage, exact, metrics, noise
 from selfens_jax.certificates import certify_counts, certify_counts_as_published, format_radius
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -105,6 +105,45 @@ def test_the_comparison_with_the_published_procedure_is_computed():
     assert f"{100 * rate:.1f} % of its certificates are false" in FLAT
 
 
+def test_the_table_of_what_is_covered_is_computed():
+    x = np.zeros(128)
+    x[0] = 16  # the norm
+    found = coverage.cover(1.0, x, frequency=3 / 128)
+
+    def size(name: str) -> str:
+        return f"below {exact.shown(getattr(found, name), 3)} mV"
+
+    told = {
+        size("offset"): ("below R / √(T C)", 1 / math.sqrt(128), found.every_sample),
+        size("sample"): ("less than R", 1, found.sample),
+        f"{size('samples')} each": ("less than R / √10 each", 1 / math.sqrt(10), found.samples),
+        f"{size('drift')} at the end": (
+            "below R √(6 (T - 1) / (T C (2 T - 1))) at the end",
+            math.sqrt(6 * 127 / (128 * 255)),
+            found.drift,
+        ),
+        size("sinusoid"): ("below R √(2 / (T C))", math.sqrt(2 / 128), found.sinusoid),
+        f"to steps {size('quantisation')}": (
+            "to steps below 2 R / √(T C)",
+            2 / math.sqrt(128),
+            found.quantisation,
+        ),
+        f"below {exact.percent(found.gain)}, if that is 16 mV": (
+            "below R / the norm of the series",
+            1 / 16,
+            found.gain,
+        ),
+    }
+    table = TEXT.split("<!-- table: covered -->\n")[1].split("<!-- end -->")[0].splitlines()
+    rows = [row.strip("| ").split(" | ") for row in table[2:]]
+    assert [row[2] for row in rows] == list(told)
+    for (_, formula, _), (words, value, number) in zip(rows, told.values(), strict=True):
+        assert formula.endswith(words)
+        assert number == pytest.approx(value)
+    most = metrics.most_false(10_000, 0.001)
+    assert f"with probability 0.999 no more than {most} are" in FLAT
+
+
 def test_what_the_page_points_to_is_there():
     targets = re.findall(r"\]\(([^)#]+)\)", TEXT)
     assert "what_a_certificate_means.png" in targets
@@ -114,6 +153,21 @@ def test_what_the_page_points_to_is_there():
         assert (ROOT / "tests" / name).exists(), name
     for name in re.findall(r"`python (\S+\.py)", TEXT):
         assert (ROOT / name).exists(), name
+
+
+def test_the_picture_of_what_is_covered_can_be_drawn():
+    drawn = figure_coverage.figure()
+    png = io.BytesIO()
+    FigureCanvasAgg(drawn).print_png(png)
+    assert png.getvalue().startswith(b"\x89PNG")
+    x, radius = figure_coverage.certified_series()
+    bands = [axes.collections[0] for axes in drawn.axes[:4]]
+    for band in bands:  # a change, and its opposite, of which neither is longer than the radius
+        edges = np.asarray(band.get_paths()[0].vertices)
+        reach = [np.ptp(edges[edges[:, 0] == t, 1]) / 2 for t in range(len(x))]
+        assert 0.99 * radius < np.linalg.norm(reach) < radius * (1 + 1e-6)
+    titles = [axes.get_title() for axes in drawn.axes]
+    assert len(titles) == len(set(titles)) == 8
 
 
 def test_the_picture_can_be_drawn():

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from selfens_jax.certificates import ABSTAIN, certify_counts
+from selfens_jax import noise
+from selfens_jax.certificates import ABSTAIN, Certificates, certify_counts
 from selfens_jax.smoothing import count_votes
 
 SIGMA = 0.7
@@ -142,6 +143,12 @@ def counts_of(case: Case, repetitions: int, num_draws: int, shift: float = 0.0) 
     )
 
 
+def certify(counts: np.ndarray, alpha: float, sigma: float = SIGMA) -> Certificates:
+    """The certificates of series of two values under the usual noise."""
+    given_up = noise.correction("grid", SIGMA, None, 2)
+    return certify_counts(counts, sigma, alpha, given_up=given_up)
+
+
 def number_false(case: Case, certificates) -> int:
     """Certificates for another class than the smoothed classifier's, or above the true radius."""
     certified = certificates.prediction != ABSTAIN
@@ -177,9 +184,9 @@ def test_votes_have_the_probability_of_the_closed_form(case, all_counts):
 
 @EVERY_CASE
 def test_no_more_than_alpha_of_the_certificates_are_false(case, all_counts):
-    certificates = certify_counts(all_counts[case.name], SIGMA, alpha=ALPHA)
+    certificates = certify(all_counts[case.name], ALPHA)
     assert number_false(case, certificates) <= most_allowed(REPETITIONS, ALPHA)
-    certificates = certify_counts(all_counts[case.name], SIGMA)
+    certificates = certify(all_counts[case.name], 0.001)
     assert number_false(case, certificates) <= most_allowed(REPETITIONS, 0.001)
 
 
@@ -191,20 +198,20 @@ def test_an_invalid_scheme_is_found_out(all_counts):
     allowed = most_allowed(REPETITIONS, ALPHA)
     assert stats.binom.cdf(allowed, REPETITIONS, rate) < 1e-6  # the test misses it this often
     tie = half_space_case(0.5)
-    certificates = certify_counts(all_counts[tie.name], SIGMA, alpha=2 * ALPHA)
+    certificates = certify(all_counts[tie.name], 2 * ALPHA)
     assert number_false(tie, certificates) > allowed
 
 
 def test_a_radius_too_large_is_found_out(all_counts):
     """The same harness with radii from twice the noise level."""
     case = half_space_case(0.6)
-    certificates = certify_counts(all_counts[case.name], 2 * SIGMA, alpha=ALPHA)
+    certificates = certify(all_counts[case.name], ALPHA, sigma=2 * SIGMA)
     assert number_false(case, certificates) > most_allowed(REPETITIONS, ALPHA)
 
 
 @EVERY_CASE
 def test_easy_series_are_certified_and_hard_ones_are_not(case, all_counts):
-    certificates = certify_counts(all_counts[case.name], SIGMA, alpha=ALPHA)
+    certificates = certify(all_counts[case.name], ALPHA)
     certified = (certificates.prediction == case.label).mean()
     if case.p_a >= 0.9:
         # At least 45 votes of 60 suffice, fewer has probability below 1e-3.
@@ -220,7 +227,7 @@ def test_easy_series_are_certified_and_hard_ones_are_not(case, all_counts):
 def test_the_class_holds_inside_the_radius_and_not_beyond_the_true_one(case):
     """Inside the certified radius by closed form and by draws; beyond the true one by draws."""
     (counts,) = counts_of(case, 1, 1000)
-    certificate = certify_counts(counts, SIGMA, alpha=ALPHA)
+    certificate = certify(counts, ALPHA)
     assert certificate.prediction == case.label
     assert 0 < certificate.radius < case.radius
     # Of 100,000 draws the top class must lead by 2 %: where it does not lead in truth, that has

@@ -38,7 +38,7 @@ def run(monkeypatch, capsys):
         monkeypatch.setattr(example, "certify", certify)
         example.main(**TINY | settings)
         printed = capsys.readouterr().out
-        rows = {m[0].strip(): m.groups()[1:] for m in map(ROW.fullmatch, printed.splitlines()) if m}
+        rows = {m[1].strip(): m.groups()[1:] for m in map(ROW.fullmatch, printed.splitlines()) if m}
         assert "probability 99.9 %" in printed
         assert len(rows) == len(results)
         for row, result in zip(rows.values(), results, strict=True):
@@ -68,11 +68,12 @@ def check(example, row, predict, x, settings, found):
     )
     counts = [np.bincount(votes, minlength=3) for votes in logits.argmax(axis=-1)]
     again = certify_counts(counts, 0.5)
-    # Draws are cut into other blocks here: of 100 votes one may differ by rounding, which moves the
-    # radius by at most 0.07 sigma where it is largest, and the grid takes another 2^-14 * sqrt(128).
+    # Draws are cut into other blocks here: of 100 votes one may differ by rounding. From 100 to 99
+    # the radius falls by 0.15 sigma, its largest step; the grid takes another 2^-14 * sqrt(128).
+    np.testing.assert_allclose(again.radius, found.radius, atol=0.08)
     both = (again.prediction >= 0) & (found.prediction >= 0)
+    assert both.sum() >= (found.prediction >= 0).sum() - 1
     np.testing.assert_array_equal(again.prediction[both], found.prediction[both])
-    np.testing.assert_allclose(again.radius[both], found.radius[both], atol=0.04)
 
 
 def as_a_function(predict, settings):
@@ -84,7 +85,7 @@ def as_a_function(predict, settings):
 
 def test_pytorch_network(run, monkeypatch):
     torch = pytest.importorskip("torch", reason=REMEDY["torch"])
-    example, rows, results = run("pytorch_network", epochs=3)
+    example, rows, _ = run("pytorch_network", epochs=3)
     assert list(rows) == ["under noise", "without noise"]
 
     # What a network is shown in training, with sigma and without.

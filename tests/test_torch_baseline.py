@@ -127,6 +127,7 @@ def test_both_procedures_count_the_votes_of_jax(torch, baseline):
         sigma=sigma,
         num_draws=num_draws,
         key=key,
+        noise="float32",
     )
     draws = jnp.arange(num_draws)
     for index, one in enumerate(x):
