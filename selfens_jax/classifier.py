@@ -1,22 +1,15 @@
 """A certified classifier with scikit-learn's verbs: fit, predict, certify, save, load."""
 
 import dataclasses
-import json
-import math
 import numbers
-import os
 import pathlib
-import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import DataConversionWarning
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from tqdm import tqdm
@@ -24,6 +17,7 @@ from tqdm import tqdm
 from selfens_jax import (
     blocks,
     certificates,
+    classifier_files,
     data,
     models,
     noise,
@@ -33,18 +27,23 @@ from selfens_jax import (
     smoothing,
     training,
 )
+from selfens_jax.classifier_files import Saved
 from selfens_jax.correction import Correction
 from selfens_jax.coverage import Coverage, cover
 from selfens_jax.errors import UserError, check_number, check_resolution, check_whole
-from selfens_jax.preparation import Preparation
+from selfens_jax.fit_arguments import (
+    check_seed,
+    labels_of_classes,
+    one_column,
+    plain,
+    refuse_sparse,
+    train_config,
+)
 from selfens_jax.runs.records import DECISION_NAMES
-from selfens_jax.splits import Split, check_scaling
 from selfens_jax.streams import stream
 
 if TYPE_CHECKING:
     import pandas
-
-SEEDS = 2**32  # from 0 to below
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,8 +122,8 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
     """A time-series classifier whose answers come with a certified radius.
 
     Algorithm 1 trains one network under Gaussian noise and random masks; Algorithm 2 certifies it
-    as a self-ensemble under m fixed masks, smoothed over n noise draws. The same seed and data give
-    the network of `experiments/train.py` bit for bit, and the certificates of
+    as a self-ensemble under m fixed masks, smoothed over n noise draws. On one machine, the same
+    seed and data give the network of `experiments/train.py` bit for bit, and the certificates of
     `experiments/certify.py`.
 
     Series are arrays (n, T) or (n, T, C), or (n, C, T) with `channels_first`; labels are numbers,
@@ -213,8 +212,8 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         check_whole("num_masks", self.num_masks, 1)
         if not isinstance(self.channels_first, bool | np.bool_):
             raise UserError(f"channels_first must be True or False, not {self.channels_first!r}")
-        _refuse_sparse(X)
-        y = _one_column(y)
+        refuse_sparse(X)
+        y = one_column(y)
         dataset = data.from_arrays(
             "fit",
             X,
@@ -225,11 +224,11 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
             unequal=self.unequal,
             missing=self.missing,
         )
-        labels = _labels_of_classes(y, dataset)
+        labels = labels_of_classes(y, dataset)
         if not isinstance(self.model, str):
             kind = type(self.model).__name__
             raise UserError(f"model must be one of {', '.join(models.NAMES)}, not a {kind}")
-        config = _train_config(
+        config = train_config(
             {
                 "ensemble": self.ensemble,
                 "sigma": self.sigma,
@@ -243,6 +242,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
             }
         )
         check_resolution(dataset.x_train, config.sigma)
+        noise.check_grid(noise.default_grid(config.sigma), config.sigma, dataset.x_train)
         x, network = dataset.x_train, models.create(self.model, dataset.num_classes)
         trainer = training.Trainer(network, config, len(x))
         states, history = training.init_states(trainer, x), []
@@ -374,18 +374,16 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
           UserError: if the folder is there already.
         """
         check_is_fitted(self)
-        folder = paths.expand(path).absolute()
-        if os.path.lexists(folder):
-            raise UserError(f"{folder} is there already: choose another path, or remove it")
-        own = {"num_masks": int(self.num_masks), "classes": _plain(self._labels_in_network())}
-        own["dtype"] = "T" if self.classes_.dtype.kind == "T" else self.classes_.dtype.str
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
-            whole = pathlib.Path(beside) / "saved"  # the folder appears whole or not at all
-            runs.write_json(whole / "config.json", {**self.config_, "classifier": own})
-            runs.save_networks(whole, self.variables_, self.history_)
-            runs.load_classifier(whole, num_masks=self.num_masks)  # keeps its masks there
-            whole.rename(folder)
+        classifier_files.write(
+            paths.expand(path).absolute(),
+            Saved(
+                self.config_,
+                self.variables_,
+                self.history_,
+                self._labels_in_network(),
+                self.num_masks,
+            ),
+        )
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Self:
@@ -396,42 +394,21 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         Raises:
           UserError: if there is none, or it is unfinished or damaged.
         """
-        folder = paths.expand(path).absolute()
-        if not (folder / "config.json").exists() or not runs.is_finished(folder):
-            raise UserError(f"{folder} holds no trained classifier: no config.json and checkpoint")
-        _, variables, config = runs.load_networks(folder)
-        own = config.pop("classifier", {"num_masks": 5})
-        source = config["data"]
-        try:
-            known = [field.name for field in dataclasses.fields(training.TrainConfig)]
-            _train_config({name: config[name] for name in known if name in config})
-            how = Preparation(source.get("unequal", "refuse"), source.get("missing", "refuse"))
-            check_scaling(source["scaling"])
-            num_masks = check_whole("num_masks", own["num_masks"], 1)
-            labels = np.array(own.get("classes", source["classes"]), own.get("dtype", str))
-            if Split("", None).check_labels(labels, len(labels)) != source["classes"]:
-                raise UserError("its labels are not the classes of its data")
-        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-            _refuse_damaged(folder / "config.json", error)
-        try:
-            history = runs.read_history(folder)
-        except (OSError, TypeError, ValueError) as error:
-            _refuse_damaged(folder / "history.csv", error)
-        with tempfile.TemporaryDirectory() as elsewhere:  # for masks that the folder lacks
-            runs.load_classifier(folder, num_masks=num_masks, masks_folder=pathlib.Path(elsewhere))
+        saved = classifier_files.read(paths.expand(path).absolute())
+        config, source = saved.config, saved.config["data"]
         params = {name: config[name] for name in cls().get_params() if name in config}
         if config["ensemble"] != "de":
             params.pop("num_members")
         self = cls(
             **params,
             scaling=source["scaling"],
-            unequal=how.unequal,
-            missing=how.missing,
+            unequal=source.get("unequal", "refuse"),
+            missing=source.get("missing", "refuse"),
             random_state=config["seed"],
             channels_first=source.get("channels_first", False),
-            num_masks=num_masks,
+            num_masks=saved.num_masks,
         )
-        self._keep(config, variables, history, labels)
+        self._keep(config, saved.variables, saved.history, saved.labels)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -469,7 +446,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
     def _seed(self) -> int:
         given = self.random_state
         if isinstance(given, numbers.Integral):
-            return _check_seed("random_state", given)
+            return check_seed("random_state", given)
         return int(check_random_state(given).randint(2**31))
 
     def _given_up(self) -> Correction:
@@ -480,7 +457,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
     def _series(self, X: Any) -> np.ndarray:
         """X as the network is given it, (n, T, C)."""
         check_is_fitted(self)
-        _refuse_sparse(X)
+        refuse_sparse(X)
         source = self.config_["data"]
         return data.check_new_series(X, source, channels_first=self.channels_first)
 
@@ -504,7 +481,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         config = self.config_
         network = models.create(config["model"], len(self.classes_))
         predict, _ = runs.make_classifier(network, self.variables_, config, self.num_masks)
-        seed = config["seed"] if noise_seed is None else _check_seed("noise_seed", noise_seed)
+        seed = config["seed"] if noise_seed is None else check_seed("noise_seed", noise_seed)
         # On a CPU one block a call, whose one program serves any number of draws.
         batch_size = blocks.default_draws_per_block() if jax.default_backend() == "cpu" else None
 
@@ -526,72 +503,9 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         return tqdm(total=total, unit=unit, desc=what, disable=not self.verbose)
 
 
-def _train_config(values: Mapping[str, Any]) -> training.TrainConfig:
-    """The configuration, of Python's own numbers, which JSON can hold."""
-    number: dict[str, float] = {"sigma": check_number("sigma", values["sigma"], 0, math.inf)}
-    for name in ("keep", "learning_rate"):  # whose ranges TrainConfig knows
-        number[name] = check_number(name, values[name], -math.inf, math.inf)
-    for name in ("num_members", "epochs", "batch_size"):
-        number[name] = check_whole(name, values[name], 1)
-    number["seed"] = _check_seed("seed", values["seed"])
-    return training.TrainConfig(**{**values, **number})
-
-
-def _check_seed(what: str, value: Any) -> int:
-    if check_whole(what, value, 0) >= SEEDS:
-        raise UserError(f"{what} must be below 2**32, not {value}")
-    return int(value)
-
-
-def _refuse_sparse(X: Any) -> None:
-    if sparse.issparse(X):
-        raise UserError("X is sparse, which is not supported: give X.toarray()")
-
-
-def _one_column(y: Any) -> Any:
-    """The labels; those of one column (n, 1) as (n,)."""
-    if y is None:  # how scikit-learn calls an estimator that needs none
-        raise UserError("a classifier requires y to be passed, but the target y is None")
-    if getattr(y, "shape", ())[1:] != (1,):
-        return y
-    warnings.warn(
-        "y is one column; an array (n,) is expected, as y.ravel() is",
-        DataConversionWarning,
-        stacklevel=3,
-    )
-    return np.ravel(y)
-
-
-def _labels_of_classes(y: Any, dataset: data.Dataset) -> np.ndarray:
-    """The user's own label of each class (K,), in the data set's order."""
-    if len({isinstance(label, str) for label in np.asarray(y, dtype=object)}) > 1:
-        raise UserError("y holds both text and numbers: write them in one way")
-    _, first = np.unique(dataset.y_train, return_index=True)
-    labels = np.asarray(y)[first]
-    try:  # what `load` will need
-        json.dumps(_plain(labels))
-        known = Split("X", "training").check_labels(labels, len(labels)) == list(dataset.classes)
-    except TypeError:
-        known = False
-    if not known:
-        kind = type(np.asarray(y, dtype=object)[0]).__name__
-        raise UserError(f"y holds labels of type {kind}: make numbers, booleans or text of them")
-    return labels
-
-
-def _refuse_damaged(file: pathlib.Path, error: Exception) -> NoReturn:
-    reason = str(error).partition("\n")[0]
-    raise UserError(f"{file} is damaged ({reason}): fit again, or train again") from None
-
-
-def _plain(labels: np.ndarray) -> list[Any]:
-    """Labels as values of Python's own types, which JSON can hold."""
-    return [label.item() if isinstance(label, np.generic) else label for label in labels.tolist()]
-
-
 def _labels(classes: np.ndarray, index: np.ndarray, known: np.ndarray) -> np.ndarray:
     """(N,) the classes as Python values, None where not `known`."""
-    values = _plain(classes)
+    values = plain(classes)
     found = [values[i] if sure else None for i, sure in zip(index, known, strict=True)]
     return np.array([*found, None], dtype=object)[:-1]
 

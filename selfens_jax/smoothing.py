@@ -68,8 +68,7 @@ def count_consensus_votes(
 
     Args:
       predict: from `consensus`.
-      x, sigma, num_draws, key, batch_size, indices, first_draw, draws_per_block, precision, mesh,
-      noise, grid: as in `count_votes`.
+      x: as all that follows, as in `count_votes`.
 
     Returns:
       (N, K) int64 counts, and (N,) int64 the number of draws that needed every member.
@@ -126,8 +125,7 @@ def draw_logits(
     """The logits (N, num_draws, K) whose argmax `count_votes` counts.
 
     Args:
-      predict, x, sigma, num_draws, key, batch_size, indices, precision, noise, grid: as in
-        `count_votes`.
+      predict: as all that follows, as in `count_votes`.
 
     Raises:
       UserError: as `count_votes`, but not for NaN.

@@ -46,6 +46,7 @@ CASES = {
     "single": {"ensemble": "single"},
     "de": {"ensemble": "de", "scaling": "z_score", "num_members": 2},
 }
+CERTIFIED = ("mc", "mb", "de")
 TRAINED = {"model": "lstm_fcn", "sigma": 1.0, "epochs": 2, "batch_size": 8}
 
 
@@ -88,7 +89,8 @@ def folder(tmp_path_factory) -> pathlib.Path:
         left_out = ("--epochs", "--batch_size", "--num_members")  # what certify.py has no use for
         same = [flag for flag in own if not flag.startswith(left_out)]
         counting = ["--num_draws=120", "--alpha=0.01", "--num_masks=3", "--batch_size=60"]
-        call(folder, "certify", *same, *counting, **same_device)
+        if case["ensemble"] in CERTIFIED:
+            call(folder, "certify", *same, *counting, **same_device)
         if case["ensemble"] == "mc":
             target = ("--num_masks=3", "--target_radius=0.5")
             call(folder, "certify", *same, *target, **same_device)
@@ -148,7 +150,7 @@ def test_the_network_is_that_of_train_py(folder, fitted, name):
     assert {key: clf.config_[key] for key in config} == config
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CERTIFIED)
 def test_certificates_are_those_of_certify_py(folder, fitted, name):
     """Which counted in batches of another size, on several devices."""
     run, clf = run_of(folder, name), fitted[name]
@@ -196,7 +198,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
-def test_labels_are_names_and_come_back_as_they_are(clf, shares, tmp_path, names):
+def test_labels_are_names_and_come_back_as_they_are(clf, shares, tmp_path, capfd, names):
     y = [names[i] for i in WHICH[:20]]
     y = np.array(y, names.dtype) if isinstance(names, np.ndarray) else y
     found = clone(clf).fit(X, y)
@@ -204,14 +206,13 @@ def test_labels_are_names_and_come_back_as_they_are(clf, shares, tmp_path, names
     assert found.classes_.dtype == np.asarray(y).dtype
     classes = found.classes_.tolist()
     assert classes == sorted(np.asarray(names).tolist())
-    for name, share in zip(names, shares.T, strict=True):
-        column = found.predict_proba(NEW, num_draws=60)[:, classes.index(name)]
-        np.testing.assert_array_equal(column, share)
+    by_name = [found.predict_proba(NEW, num_draws=60)[:, classes.index(name)] for name in names]
+    np.testing.assert_array_equal(np.transpose(by_name), shares)
 
     certified = found.certify(NEW, num_draws=60)
     np.testing.assert_array_equal(certified.counts / 60, found.predict_proba(NEW, num_draws=60))
     for answer, share in zip(found.predict(NEW, num_draws=60).tolist(), shares, strict=True):
-        assert answer == names[share.argmax()]
+        assert share[list(names).index(answer)] == share.max()
     for answer, share in zip(certified.label.tolist(), shares, strict=True):
         assert answer is None or (answer == names[share.argmax()] and type(answer) in PLAIN)
     assert not certified.abstained.all()
@@ -219,20 +220,17 @@ def test_labels_are_names_and_come_back_as_they_are(clf, shares, tmp_path, names
     theirs = clf.decide(NEW, 0.1).label.tolist()
     assert found.decide(NEW, 0.1).label.tolist() == [same[label] for label in theirs]
 
+    if found.classes_.dtype.kind in "bU":  # which scikit-learn's scorers take
+        right = found.predict_proba(X)[np.arange(20), [classes.index(label) for label in y]]
+        expected = np.log(np.clip(right, np.finfo(float).eps, 1)).mean()
+        assert get_scorer("neg_log_loss")(found, X, y) == pytest.approx(expected)
+        assert get_scorer("roc_auc")(found, X, y) > 0.9
+
     found.save(tmp_path / "model")
     loaded = SelfEnsembleClassifier.load(tmp_path / "model")
     assert loaded.classes_.dtype == found.classes_.dtype
     assert loaded.predict(NEW, 60).tolist() == found.predict(NEW, 60).tolist()
-
-
-def test_scorers_find_the_columns_of_numbers_as_text(clf):
-    """scikit-learn takes columns in the order of np.unique, whatever classes_ says."""
-    y = np.array(["9", "10"])[WHICH[:20]]
-    found = clone(clf).fit(X, y)
-    right = found.predict_proba(X)[np.arange(20), [found.classes_.tolist().index(v) for v in y]]
-    expected = np.log(np.clip(right, np.finfo(float).eps, 1)).mean()
-    assert get_scorer("neg_log_loss")(found, X, y) == pytest.approx(expected)
-    assert get_scorer("roc_auc")(found, X, y) > 0.9
+    assert capfd.readouterr() == ("", "")  # verbose is 0
 
 
 BAD_LABELS = {
@@ -340,7 +338,8 @@ BAD_SERIES = {
     "complex": (X + 0j, "complex"),
     "text": (X.astype(str), "real numbers"),
     "sparse": (sparse.csr_array(X), "X.toarray()"),
-    "too large for the noise": (X + 1e7, "subtract a constant"),
+    "too large for float32": (X + 1e7, "subtract a constant"),
+    "too large for the grid": (X + 3e3, "subtract a constant"),
 }
 
 
@@ -401,11 +400,11 @@ def test_random_states_are_scikit_learns(clf, state):
         clone(clf).set_params(random_state=state).fit(X, Y)
 
 
-def test_a_generator_gives_another_seed_each_time(clf):
-    new = clone(clf).set_params(random_state=np.random.RandomState(3))
-    seeds = [new.fit(X, Y).config_["seed"] for _ in range(2)]
-    generator = np.random.RandomState(3)
-    assert seeds == [generator.randint(2**31) for _ in range(2)]
+def test_a_generator_gives_the_seed_and_moves_on(clf):
+    ours, theirs = np.random.RandomState(3), np.random.RandomState(3)
+    found = clone(clf).set_params(random_state=ours).fit(X, Y)
+    assert found.config_["seed"] == theirs.randint(2**31)
+    assert ours.randint(2**31) == theirs.randint(2**31)
 
 
 BAD_REQUESTS = [
@@ -444,31 +443,27 @@ def test_nothing_is_asked_of_what_is_not_fitted(tmp_path, ask):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError], ids=lambda error: error.__name__)
-def test_a_fit_that_fails_leaves_the_classifier_as_it_was(clf, monkeypatch, error):
+def test_a_fit_that_is_interrupted_leaves_the_classifier_as_it_was(clf, monkeypatch):
     """However late, and whether it was fitted before or not."""
 
-    def fail(*_):
-        raise error("late")
+    def interrupt(*_):
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "recalibrated", fail)
+    monkeypatch.setattr(training, "recalibrated", interrupt)
     new, again = clone(clf), copy.deepcopy(clf).set_params(sigma=3.0)
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         new.fit(X, Y)
     with pytest.raises(NotFittedError):
         new.predict(NEW)
     before = dict(vars(again))
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         again.fit(X, Y)
     assert vars(again).keys() == before.keys()
     assert all(vars(again)[name] is value for name, value in before.items())
     assert again.config_["sigma"] == clf.config_["sigma"]
 
 
-def test_bars_are_shown_if_asked_for_and_nothing_else_ever(clf, capfd):
-    quiet = clone(clf).fit(X, Y)
-    quiet.predict(NEW, num_draws=20)
-    assert capfd.readouterr() == ("", "")
+def test_bars_are_shown_if_asked_for(clf, capfd):
     loud = clone(clf).set_params(verbose=1).fit(X, Y)
     assert "training: 100%" in (shown := capfd.readouterr()).err
     assert shown.out == ""
@@ -587,7 +582,7 @@ def test_certify_py_takes_a_saved_folder(clf, saved, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(saved, model)
     np.savez(tmp_path / "new.npz", X=NEW, y=LABELS[WHICH[20:]])
-    same = ("--num_draws=120", "--alpha=0.01", "--num_masks=3")
+    same = ("--num_draws=120", "--alpha=0.01", "--num_masks=3", "--noise_seed=5")
     done = call(
         tmp_path,
         "certify",
@@ -675,7 +670,8 @@ DAMAGES = {
     "a list": (written("config.json", "[]"), "config.json is damaged"),
     "epochs": (edited(epochs="many"), "config.json is damaged (epochs must be"),
     "seed": (edited(seed=1.5), "config.json is damaged (seed must be"),
-    "sigma": (edited(sigma=0), "config.json is damaged (sigma must be"),
+    "sigma": (edited(sigma="0.5"), "config.json is damaged"),
+    "no noise": (edited(sigma=0), "was trained with sigma 0: without noise there is no radius"),
     "ensemble": (edited(ensemble="bag"), "config.json is damaged (unknown ensemble"),
     "masks' number": (edited(num_masks="5"), "config.json is damaged (num_masks must be"),
     "other labels": (edited(classes=[7, -3]), "its labels are not the classes of its data"),

@@ -14,7 +14,7 @@ from test_scripts import RUN, command, make_npz, without_time
 
 from selfens_jax import locks, paths, runs
 from selfens_jax.errors import UserError
-from selfens_jax.runs import records
+from selfens_jax.runs import records, run
 
 TRAIN = ("--model=lstm_fcn", "--sigma=0.5", "--epochs=2")
 CERTIFY = ("--model=lstm_fcn", "--sigma=0.5", "--num_draws=40", "--num_masks=2")
@@ -143,10 +143,10 @@ def test_a_file_that_is_called_like_a_home_directory_goes_first(tmp_path, monkey
 
 
 def test_a_network_that_cannot_be_read_back_is_not_said_to_be_trained(tmp_path, monkeypatch):
-    saved = runs.save_tree
+    saved = run.save_tree
     states, variables = {"w": np.ones(2, np.float32)}, {"w": np.zeros(2, np.float32)}
     runs.save_progress(tmp_path, 1, states, [])
-    monkeypatch.setattr(runs, "save_tree", lambda path, tree: saved(path, states))
+    monkeypatch.setattr(run, "save_tree", lambda path, tree: saved(path, states))
     with pytest.raises(UserError, match="cannot be read back"):
         runs.save_networks(tmp_path, variables, [])
     assert not runs.is_finished(tmp_path)

@@ -389,9 +389,15 @@ def test_each_channel_has_a_constant_of_its_own():
 def test_the_limit_is_a_64th_of_sigma():
     # From 2^20 on the step is 1/8: enough for a sigma of 8, not for less.
     x = np.full((1, 6, 1), 2.0**20)
-    assert smoothing.count_votes(good, x, sigma=8.0, num_draws=20, key=KEY).sum() == 20
+    options = {"num_draws": 20, "key": KEY, "noise": "float32"}
+    assert smoothing.count_votes(good, x, sigma=8.0, **options).sum() == 20
     with pytest.raises(UserError, match=r"0\.125, is not small against sigma 7\.9"):
-        smoothing.count_votes(good, x, sigma=7.9, num_draws=20, key=KEY)
+        smoothing.count_votes(good, x, sigma=7.9, **options)
+    # Noise on a grid needs one on which sums are exact, and says which.
+    with pytest.raises(UserError, match=r"take the grid 0\.125"):
+        smoothing.count_votes(good, x, sigma=8.0, num_draws=20, key=KEY)
+    counts = smoothing.count_votes(good, x, sigma=8.0, num_draws=20, key=KEY, grid=0.125)
+    assert counts.sum() == 20
 
 
 @pytest.mark.parametrize(

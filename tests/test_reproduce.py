@@ -248,10 +248,13 @@ def make_run(results_dir, cell, counts, seconds=12.0, num_masks=5):
     run = results_dir / cell.run
     (run / "checkpoint").mkdir(parents=True)
     data = {"name": cell.dataset, "source": "directory", "num_test": len(counts)}
+    data |= {"scaling": "none", "classes": ["1", "2", "3"]}
     versions = {"device": "abacus", "machine": "wood"}
     runs.write_json(run / "config.json", {"data": data, "versions": versions})
     runs.write_training_time(run, seconds)
     settings = {
+        "model": cell.model,
+        "ensemble": cell.ensemble,
         "sigma": cell.sigma,
         "num_draws": int(np.sum(counts[0])),
         "num_masks": num_masks,
@@ -265,6 +268,7 @@ def make_run(results_dir, cell, counts, seconds=12.0, num_masks=5):
         indices=np.arange(len(counts)),
         counts=np.array(counts),
         labels=np.zeros(len(counts), int),
+        forwards=np.full(len(counts), 500),
         settings=np.array(json.dumps(settings)),
     )
 

@@ -14,7 +14,7 @@ from reproduction import jobs
 from reproduction.plan import NUM_MASKS, Cell, Settings, train
 from reproduction.theory import top_two
 
-from selfens_jax import certificates, metrics, runs
+from selfens_jax import certificates, metrics, noise, runs
 from selfens_jax.counting import evenly_spaced
 from selfens_jax.errors import UserError
 from selfens_jax.runs import records
@@ -90,7 +90,9 @@ def certified(
     return Certified(
         counts=counts,
         labels=counted.labels,
-        exact=certificates.certify_counts(counts, sigma, ALPHA),
+        exact=certificates.certify_counts(
+            counts, sigma, ALPHA, given_up=noise.given_up(counted.settings)
+        ),
         published=certificates.certify_counts_as_published(counts, sigma),
     )
 

@@ -92,7 +92,8 @@ def figure() -> Figure:
     late = coverage.delayed(x, found.delay)
     panels[7].plot(late, color=PINK, linewidth=1.8)
     panels[7].plot(x, color=BLACK, linewidth=0.8)
-    panels[7].set_title(f"late or early\nup to {found.delay} step{'s' * (found.delay > 1)}", fontsize=10)
+    steps = f"{found.delay} step{'s' * (found.delay > 1)}"
+    panels[7].set_title(f"late or early\nup to {steps}", fontsize=10)
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in panels[4:]:
