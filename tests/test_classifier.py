@@ -503,6 +503,7 @@ def test_another_number_of_masks_needs_no_training(clf, shares):
     assert clone(other).get_params() == other.get_params()
 
 
+@pytest.mark.slow
 def test_a_grid_of_sigmas_in_a_pipeline():
     steps = [("halve", FunctionTransformer(np.tanh)), ("clf", tiny(**TRAINED))]
     y = np.array(["low", "high"])[WHICH[:20]]

@@ -66,7 +66,9 @@ def attacked(folder):
         return dict(arrays)
 
 
-@pytest.mark.parametrize("number", [2, 3, 8])
+@pytest.mark.parametrize(
+    "number", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_all_scripts_give_the_results_of_one_device(trained, tmp_path, number):
     source, printed, expected, attack = trained
     assert len(expected) == 3 * 4 + 2 + 2

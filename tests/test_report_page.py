@@ -386,7 +386,7 @@ def assert_drawn_inside(page: Element) -> None:
             assert (points <= [width, height]).all()
 
 
-@pytest.mark.parametrize("length", [1, 2, 100, 101, 5000])
+@pytest.mark.parametrize("length", [1, 2, 100, 101, pytest.param(5000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("channels", [1, 4])
 def test_drawings_stay_in_their_boxes(length, channels):
     given = many(4, length, channels)
