@@ -10,8 +10,8 @@ Its other classifiers and those of sktime go the same way.
 from collections.abc import Callable
 
 import numpy as np
-from aeon.classification.base import BaseClassifier
-from aeon.classification.convolution_based import RocketClassifier
+from aeon.classification.base import BaseClassifier  # pyright: ignore[reportMissingImports]
+from aeon.classification.convolution_based import RocketClassifier  # pyright: ignore[reportMissingImports]
 
 from selfens_jax import certify, metrics, synthetic
 from selfens_jax.certificates import Certificates, format_radius
