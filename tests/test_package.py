@@ -17,8 +17,10 @@ HEAVY = {"aeon", "matplotlib", "orbax", "pandas", "sklearn", "torch", "tslearn"}
 # What serves other modules only. A new module is one of these, or public.
 INTERNAL = {
     "archives",
+    "classifier_files",
     "correction",
     "exact",
+    "fit_arguments",
     "labels",
     "locks",
     "names",
