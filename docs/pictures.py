@@ -132,7 +132,7 @@ def draw_sigmas(page: Namespace) -> bytes:
         f"sigma = {sigma:g}": (np.asarray(result.radius), np.asarray(result.label == y))
         for sigma, result in page["results"].items()
     }
-    note = f"LSTM-FCN, {len(y)} test series, n = 1000, alpha = 0.001."
+    note = f"LSTM-FCN, {len(y)} test series, n = 200, alpha = 0.001."
     return plots.certified_accuracy_curve(curves, "One network for each sigma", note)
 
 
@@ -155,9 +155,12 @@ def main() -> None:
         parser.error(f"no page is called {unknown.pop()}; there are {', '.join(PICTURES)}")
     for page in pages:
         file = DOCS / f"{page}.md"
-        text, namespace = run(file.read_text(), file.name)
+        before = file.read_text()
+        text, namespace = run(before, file.name)
         for name, draw in PICTURES[page].items():
             (DOCS / name).write_bytes(draw(namespace))
+        if file.read_text() != before:
+            raise SystemExit(f"{file.name} has been edited meanwhile: run this again")
         file.write_text(text)
 
 

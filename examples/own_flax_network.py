@@ -53,7 +53,7 @@ def row(name: str, result: Certificates, y: np.ndarray) -> str:
 
 def main(
     num_train: int = 60,
-    num_test: int = 60,
+    num_test: int = 30,
     epochs: int = 150,
     num_masks: int = 5,
     num_draws: int = 1000,

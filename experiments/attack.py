@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from selfens_jax import attacks, counting, data, locks, metrics, noise, plots, runs, smoothing
 from selfens_jax.errors import UserError
+from selfens_jax.runs import records
 from selfens_jax.streams import stream
 
 cli.define_run_flags()
@@ -188,7 +189,7 @@ def attack_chunk(
 
 def report(settings: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) -> None:
     """Writes the record and the figure of an attack; prints what it comes to."""
-    source, labels, before = settings["data"], arrays["labels"], arrays["before"]
+    described, labels, before = settings["data"], arrays["labels"], arrays["before"]
     changes = arrays["adversarial"].astype(np.float64) - arrays["original"]
     norms = np.sqrt((changes**2).sum(axis=(2, 3)))  # (E, N)
     rows = []
@@ -201,7 +202,7 @@ def report(settings: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) 
     else:
         judged = "class of the highest (mean) logit, without noise"
     title = (
-        f"{source['name']}, {settings['model']}, {settings['ensemble']}, "
+        f"{described['name']}, {settings['model']}, {counting.ensemble_of(settings)}, "
         f"sigma {settings['sigma']:g}, PGD-L2 on {settings['target']}"
     )
     note = f"prediction: {judged}; series: {cli.provenance(settings)}"
@@ -210,7 +211,7 @@ def report(settings: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) 
         file.with_suffix(".json"),
         {
             "prediction": judged,
-            "epsilon_units": f"L2 norm, in the units of the series (scaling: {source['scaling']})",
+            "epsilon_units": records.radius_units(described),
             "num_examples": len(labels),
             "clean_accuracy": clean_accuracy,
             "attacks": [

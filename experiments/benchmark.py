@@ -51,7 +51,7 @@ from comparison.contenders import (
 )
 from comparison.tables import Row
 
-from selfens_jax import models, runs, training
+from selfens_jax import backend, models, runs, training
 from selfens_jax.errors import UserError
 
 SMOKE = {  # what --smoke sets, unless the flag is given
@@ -236,7 +236,7 @@ def matrix_products(size: int) -> dict[str, Callable[[], Any]]:
 
 
 def matrix_size() -> int:
-    return 256 if FLAGS.smoke else 2048 if jax.default_backend() == "cpu" else 8192
+    return 256 if FLAGS.smoke else 2048 if backend.on_cpu() else 8192
 
 
 def matrix_rows(

@@ -5,18 +5,19 @@
     python experiments/certify.py --ensemble=mc --target_radius=0.4
     python experiments/certify.py --run_dir=runs/... --series=new.npz --report
     python experiments/certify.py --ensemble=mc --explain=17
+    python experiments/certify.py --ensemble=mw --burst=4,8,16
 
 A killed command, started again, goes on and ends with the same files.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
-from common import cli, decisions, processes, summaries, trained
+from common import cli, decisions, double_masking, processes, summaries, trained
 
 from selfens_jax import (
     blocks,
@@ -34,9 +35,9 @@ from selfens_jax.runs import records
 from selfens_jax.runs.records import Counts
 
 cli.define_run_flags()
-for module in (trained, processes, decisions):
+for module in (trained, processes, decisions, double_masking):
     module.define_flags()
-for module in (cli, trained, processes, decisions):
+for module in (cli, trained, processes, decisions, double_masking):
     flags.adopt_module_key_flags(module)
 flags.DEFINE_float("alpha", 0.001, "Probability that a certificate is false, for each example.")
 flags.DEFINE_float(
@@ -84,11 +85,20 @@ def main() -> None:
         folder = trained.output_folder(path.parent)
         return write(counted, folder, path.stem.removeprefix("counts-"))
     share = processes.start()
-    run, config = trained.find_run(noisy=True)
+    by_bursts = FLAGS["burst"].present
+    run, config = trained.find_run(noisy=not by_bursts)
     folder = trained.output_folder(run)
+    if by_bursts:
+        windows = double_masking.check_budget(config)
+        job = make_job(run, config, blocks.default_batch_size())
+        certified = double_masking.certify(job, windows, folder, share)
+        if certified is not None:
+            double_masking.write(*certified, folder, job.num_members)
+            job.forget_seed()
+        return None
     if FLAGS.target_radius is not None:
         edges = decisions.check_budget(config)
-        job = make_job(run, config, decisions.default_batch_size())
+        job = make_job(run, config, decisions.default_batch_size(config))
         levels = (FLAGS.target_radius, FLAGS.alpha, FLAGS.alpha_futility)
         show = decisions.beside_the_bar
         decided = counting.decide_examples(job, edges, *levels, folder, share, show)
@@ -99,16 +109,11 @@ def main() -> None:
     if FLAGS.alpha_total is None:  # before anything is loaded
         check_budget(FLAGS.num_draws, len(config["data"]["classes"]), FLAGS.alpha)
     job = make_job(run, config, blocks.default_batch_size())
-    check_budget(FLAGS.num_draws, len(config["data"]["classes"]), alpha_of_each(len(job.chosen)))
-    if FLAGS.explain is not None and FLAGS.explain not in job.chosen:
-        raise UserError(
-            f"--explain={FLAGS.explain}: that series is not certified; give one of the "
-            f"{len(job.chosen)} from {job.chosen[0]} to {job.chosen[-1]} that are"
-        )
     counted = counting.count_examples(job, FLAGS.num_draws, folder, share, Progress(job))
     if counted is not None:
         records.write_counts(folder, counted)
-        write(counted, folder, counted.name, job.x[job.chosen])
+        drawn = "" if job.seed_file is None else f" --noise_seed={job.settings['noise_seed']}"
+        write(counted, folder, counted.name, job.x[job.chosen], drawn)
         job.forget_seed()
     return None
 
@@ -119,28 +124,39 @@ def make_job(run: Path, config: dict[str, Any], batch_size: int) -> counting.Job
     Raises:
       UserError: if the flags contradict the run or each other.
     """
-    if FLAGS.precision != "float32" and jax.default_backend() == "cpu":
-        raise UserError(f"--precision={FLAGS.precision}: a CPU computes in float32; leave it out")
+    cli.check_precision()
     x, labels, series_settings = load_series(run, config)
     chosen = counting.evenly_spaced(FLAGS.num_examples, len(x))
-    check_noise(x[chosen], config["sigma"])
+    noisy = not FLAGS["burst"].present or double_masking.under_noise()
+    if noisy:
+        check_noise(x[chosen], config["sigma"], config["data"].get("units", ()))
+    if FLAGS.alpha_total is not None:
+        alpha = alpha_of_each(len(chosen))
+        check_budget(FLAGS.num_draws, len(config["data"]["classes"]), alpha)
+    if FLAGS.explain is not None and FLAGS.explain not in chosen:
+        raise UserError(
+            f"--explain={FLAGS.explain}: that series is not certified; give one of the "
+            f"{len(chosen)} from {chosen[0]} to {chosen[-1]} that are"
+        )
     predict, classifier = trained.load_classifier(run)
     if FLAGS.consensus is not None:
         predict = smoothing.consensus(predict, FLAGS.consensus)
         classifier["consensus"] = FLAGS.consensus
     at_random = FLAGS.noise_seed == trained.RANDOM
     at_random |= FLAGS.noise_seed is None and FLAGS.series is not None
+    at_random &= noisy
+    seed = 0 if at_random else trained.noise_seed(config)
     settings = {
-        **trained.shared_settings(
-            config, classifier, 0 if at_random else trained.noise_seed(config)
-        ),
+        **trained.shared_settings(config, classifier, seed if noisy else None),
         **series_settings,
-        "draws_per_block": blocks.default_draws_per_block(),
-        "precision": FLAGS.precision,
     }
+    if noisy:
+        settings["draws_per_block"] = blocks.default_draws_per_block(x.shape[1])
+        settings["precision"] = FLAGS.precision
     seed_file = None
     if at_random:
-        asked = [FLAGS[name].value for name in ("num_draws", "target_radius", "max_draws", "alpha")]
+        names = ("num_draws", "target_radius", "max_draws", "alpha", "burst", "stride")
+        asked = [FLAGS[name].value for name in names]
         identity = records.short_id([settings, chosen.tolist(), asked])
         seed_file = trained.output_folder(run) / f".noise_seed-{identity}.json"
         settings["noise_seed"] = trained.draw_seed(seed_file)
@@ -167,10 +183,10 @@ def load_series(run: Path, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
     return series.x, labels, {"series": {**described, **prepared}}
 
 
-def check_noise(x: np.ndarray, sigma: float) -> None:
+def check_noise(x: np.ndarray, sigma: float, units: Sequence[float]) -> None:
     """Raises UserError, before anything is written, for series that are too large for the noise."""
     try:
-        check_resolution(x, sigma)
+        check_resolution(x, sigma, units)
         if grid := trained.grid_setting(sigma):
             noise.check_grid(grid["grid"], sigma, x)
     except UserError as error:
@@ -203,6 +219,17 @@ def check_flags() -> None:
         raise UserError("--report draws the series, which --from_counts lacks; leave it out")
     if FLAGS.report and FLAGS.target_radius is not None:
         raise UserError("--report is of radii, --target_radius of one; leave one of them out")
+    if FLAGS["burst"].present:
+        double_masking.check_flags()
+    elif FLAGS["stride"].present:
+        raise UserError("--stride is of the windows of --burst; leave it out")
+    if FLAGS.missing == "hide" and (
+        FLAGS.series is None or not FLAGS["burst"].present or double_masking.under_noise()
+    ):
+        raise UserError(
+            "--missing=hide is for --series with --burst and without noise; zero, last and linear "
+            "fill missing values"
+        )
     if FLAGS.labelled is not None and FLAGS.series is None:
         raise UserError("--labelled is of the lines of --series; leave it out")
     if FLAGS.explain is not None:
@@ -267,10 +294,19 @@ def certify_votes(
     return certificates.certify_counts(counts, sigma, *asked, noise.given_up(settings))
 
 
-def write(counted: Counts, folder: Path, name: str, series: np.ndarray | None = None) -> None:
+def write(
+    counted: Counts,
+    folder: Path,
+    name: str,
+    series: np.ndarray | None = None,
+    drawn: str = "",
+) -> None:
     """Writes the certificates, their record, curve and page; prints what they come to.
 
-    series: (N, T, C), for what the radii cover and for the page; None where they are not at hand.
+    Args:
+      counted, folder, name: the votes, and where and under what name the files are written.
+      series: (N, T, C), for what the radii cover and for the page; None where not at hand.
+      drawn: the flag that gives the noise again, if its seed was drawn at random.
     """
     number, total = len(counted.indices), FLAGS.alpha_total
     certified = certify_votes(counted.counts, counted.settings, alpha_of_each(number))
@@ -287,7 +323,9 @@ def write(counted: Counts, folder: Path, name: str, series: np.ndarray | None = 
     table = summaries.summary(counted, certified)
     covered = []
     if series is not None and certified.valid:
-        covered = [coverage.cover(r, x) for r, x in zip(certified.radius, series, strict=True)]
+        units = counted.settings["data"].get("units", ())
+        rows = zip(certified.radius, series, strict=True)
+        covered = [coverage.cover(radius, x, units=units) for radius, x in rows]
     file = f"counts-{name}.npz"
     records.write_certificates(folder, stem, counted, certified, table, file, covered, total)
     runs.write_bytes(folder / f"{stem}.png", summaries.curve(counted, certified))
@@ -302,7 +340,7 @@ def write(counted: Counts, folder: Path, name: str, series: np.ndarray | None = 
         table,
         f"{folder / stem}.tsv ({', '.join(endings)})",
     )
-    lines = summaries.covered_in_short(counted, covered)
+    lines = summaries.covered_in_short(counted, covered, drawn)
     if FLAGS.explain is not None:
         lines = summaries.covered_in_full(counted, certified, covered, FLAGS.explain)
     print(*lines, sep="\n", end="\n" * bool(lines))

@@ -45,6 +45,11 @@ def main() -> None:
     dataset = trained.load_data(run, config)
     chosen = counting.evenly_spaced(FLAGS.num_examples, len(dataset.x_test))
     predict, classifier = trained.load_classifier(run)
+    if "mask_design" in classifier:
+        raise UserError(
+            "margins.py checks a theory of independent masks; give --mask_design=independent, or "
+            "leave it out"
+        )
     settings = {
         **trained.shared_settings(config, classifier, trained.noise_seed(config)),
         "num_draws": FLAGS.num_draws,
@@ -56,10 +61,10 @@ def main() -> None:
     folder = trained.output_folder(run)
     file = folder / f"{name}.npz"
     if file.with_suffix(".json").exists():
-        cli.say(f"{file} is there already")
-        return
-    with locks.held(folder / f".{name}.lock", f"the drawing of {file}"):
-        measure(config, dataset, predict, settings, chosen, sizes, file)
+        cli.say("it is there already:")
+    else:
+        with locks.held(folder / f".{name}.lock", f"the drawing of {file}"):
+            measure(config, dataset, predict, settings, chosen, sizes, file)
     print(file)
 
 

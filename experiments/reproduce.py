@@ -15,7 +15,7 @@ from common import cli
 from reproduction import figures, jobs, measured, plan, report, tables
 from reproduction.plan import Grid, Settings
 
-from selfens_jax import certificates, data, locks, masks, models, runs, training
+from selfens_jax import certificates, data, locks, models, runs, training
 from selfens_jax.errors import UserError
 
 flags.DEFINE_list("what", [], f"Any of {', '.join(plan.NAMES)}, or all.")
@@ -185,7 +185,7 @@ def check_grid(name: str) -> Grid:
     """What a table or figure ranges over, after the filters."""
     check_known("datasets", data.PAPER_DATASETS)
     check_known("models", tuple(models.NAMES))
-    check_known("ensembles", masks.ENSEMBLES)
+    check_known("ensembles", plan.ENSEMBLES)
     grid = plan.GRIDS[name] if FLAGS.profile == "paper" else plan.smoke(plan.GRIDS[name])
     given = {
         name: tuple(dict.fromkeys(getattr(FLAGS, name)))

@@ -2,6 +2,7 @@
 
     python experiments/train.py --dataset=CBF --sigma=0.8
     python experiments/train.py --dataset=CBF --sigmas=0.1,0.4,0.8 --seeds=0,1,2
+    python experiments/train.py --dataset=CBF --sigma=0.8 --objective=consistency
 
 A killed run, started again, goes on and ends with the same parameters.
 """
@@ -18,7 +19,8 @@ from absl import flags
 from common import cli, trained
 from tqdm import tqdm
 
-from selfens_jax import data, locks, models, runs, training
+from selfens_jax import bursts, data, locks, models, runs, training
+from selfens_jax.blocks import PRECISIONS
 from selfens_jax.errors import UserError, check_resolution
 
 _DEFAULTS = training.TrainConfig()
@@ -38,6 +40,21 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "Adam's first learning rate.")
 flags.DEFINE_integer("num_members", 5, "Networks of a deep ensemble (--ensemble=de).")
+flags.DEFINE_integer(
+    "burst", None, "Steps of the bursts that certify.py --burst is to certify (--ensemble=mw)."
+)
+flags.DEFINE_float(
+    "consistency_weight", None, "lambda, of --objective=consistency: that views agree; 5."
+)
+flags.DEFINE_float(
+    "entropy_weight", None, "eta, of --objective=consistency: that they are sure; 0.5."
+)
+flags.DEFINE_enum(
+    "precision",
+    "float32",
+    PRECISIONS,
+    "Of products in training on an accelerator; certify.py has its own.",
+)
 flags.DEFINE_float("checkpoint_every", 30.0, "Seconds between saved states.")
 flags.DEFINE_bool("overwrite", False, "Delete the run, with its certificates, and train again.")
 FLAGS = flags.FLAGS
@@ -59,8 +76,10 @@ class Run:
 def main() -> None:
     configs = check_flags()
     dataset = cli.load_data(FLAGS)
+    if FLAGS.burst is not None:
+        bursts.windows(dataset.length, FLAGS.burst)  # refuses one that is too long
     for sigma in {config.sigma for config in configs} - {0.0}:
-        check_resolution(np.concatenate([dataset.x_train, dataset.x_test]), sigma)
+        check_resolution(np.concatenate([dataset.x_train, dataset.x_test]), sigma, dataset.units)
     folders = [
         runs.directory(
             FLAGS.runs_dir, dataset.name, FLAGS.model, config.ensemble, config.sigma, config.seed
@@ -102,6 +121,7 @@ def is_trained(run: Path) -> bool:
         return False
     _, variables, _ = runs.load_networks(run)
     training.check_finite(variables, f"the network of {run}", "--overwrite trains it again")
+    shutil.rmtree(run / "progress", ignore_errors=True)  # of one that was killed as it finished
     cli.say(f"{run} has already been trained; --overwrite trains it again")
     return True
 
@@ -113,6 +133,16 @@ def check_flags() -> list[training.TrainConfig]:
     for one, several in (("sigma", "sigmas"), ("seed", "seeds")):
         if FLAGS[one].present and FLAGS[several].present:
             raise UserError(f"--{one} and --{several}: give one of them")
+    if (FLAGS.burst is None) == (FLAGS.ensemble == "mw"):
+        raise UserError(
+            "--ensemble=mw hides windows, and --burst says how long the bursts are that they are "
+            "for: give both, or neither"
+        )
+    cli.check_precision()
+    names = ("consistency_weight", "entropy_weight")
+    weights: dict[str, Any] = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
+    if weights and FLAGS.objective != "consistency":
+        raise UserError(f"--{next(iter(weights))} is of --objective=consistency; leave it out")
     configs = [
         training.TrainConfig(
             ensemble=FLAGS.ensemble,
@@ -124,6 +154,11 @@ def check_flags() -> list[training.TrainConfig]:
             class_weights=FLAGS.class_weights,
             learning_rate=FLAGS.learning_rate,
             seed=seed,
+            burst=FLAGS.burst,
+            objective=FLAGS.objective,
+            average=FLAGS.average,
+            precision=FLAGS.precision,
+            **weights,
         )
         for sigma in sigmas
         for seed in seeds
@@ -133,7 +168,7 @@ def check_flags() -> list[training.TrainConfig]:
 
 def asked_of(config: training.TrainConfig, dataset: data.Dataset) -> dict[str, Any]:
     """What a run's config.json says of it, versions apart."""
-    return {"model": FLAGS.model, **dataclasses.asdict(config), "data": data.describe(dataset)}
+    return {"model": FLAGS.model, **config.settings(), "data": data.describe(dataset)}
 
 
 def refuse_another(run: Path, asked: dict[str, Any]) -> None:
@@ -145,7 +180,8 @@ def refuse_another(run: Path, asked: dict[str, Any]) -> None:
     file = run / "config.json"
     if not file.exists() or not runs.is_begun(run) or FLAGS.overwrite:
         return
-    differences = runs.differences(runs.read_json(file), asked)
+    found, wanted = training.completed(runs.read_json(file)), training.completed(asked)
+    differences = runs.differences(found, wanted)
     if differences:
         raise UserError(
             f"{run} was trained otherwise: {differences}; "

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from selfens_jax import backend
 from selfens_jax.classifiers import as_classifier
 from selfens_jax.ensembles import Predict, mean_logits
 from selfens_jax.errors import UserError, check_resolution, check_series
@@ -132,6 +133,21 @@ def pgd_l2(
     return _in_blocks(attack, x, y, epsilon, step_sizes, indices.astype(np.uint32))
 
 
+def mean_loss(predict: Predict, noised: _Array, y: _Array) -> jax.Array:
+    """(B,) -log mean_d softmax(predict(noised_d))_y, of noised series (B, D, T, C); traceable."""
+    num_draws = noised.shape[1]
+    logits = mean_logits(predict, noised.reshape(-1, *noised.shape[2:]))
+    log_softmax = jax.nn.log_softmax(logits).reshape(*noised.shape[:2], -1)
+    log_mean = jax.nn.logsumexp(log_softmax, axis=1) - jnp.log(num_draws)
+    return -jnp.take_along_axis(log_mean, y[:, None], axis=1)[:, 0]
+
+
+def climbed(loss_of: Callable[[_Array], jax.Array], series: _Array, step_size: _Array) -> jax.Array:
+    """Series (B, T, C), each moved by its step_size (B,) along its gradient of a loss (B,)."""
+    gradient = jax.grad(lambda at: loss_of(at).sum())(series)
+    return series + step_size[:, None, None] * gradient / _norm(gradient)
+
+
 def prediction(predict: Predict, x: np.ndarray) -> np.ndarray:
     """(N,) classes of an unsmoothed network or ensemble for series x (N, T, C).
 
@@ -171,7 +187,8 @@ def _in_blocks(function: Callable[..., _Array], *arrays: np.ndarray) -> np.ndarr
         blocks = [array[first : first + EXAMPLES_PER_CALL] for array in arrays]
         size = len(blocks[0])
         rows = np.minimum(np.arange(EXAMPLES_PER_CALL), size - 1)
-        results.append(np.asarray(function(*(block[rows] for block in blocks)))[:size])
+        with jax.default_matmul_precision("float32"):  # one classifier, on a CPU and elsewhere
+            results.append(np.asarray(function(*(block[rows] for block in blocks)))[:size])
     return np.concatenate(results)
 
 
@@ -184,7 +201,7 @@ def _climb(attack: _Attack, steps: int, restarts: int, num_draws: int) -> _Array
         current = _start(_fold_in(start_keys, restart), attack.x, attack.epsilon)
         keys, state = _fold_in(step_keys, restart), (current, worst, worst_loss)
         # As in training: on CPU a convolution's gradient must stay out of control flow.
-        if jax.default_backend() == "cpu":
+        if backend.on_cpu():
             for step in range(steps):
                 state = _compiled_step(attack, keys, state, np.uint32(step), num_draws)
         else:
@@ -199,9 +216,8 @@ def _step(
     """One PGD step."""
     current, worst, worst_loss = state
     noise_keys = _fold_in(keys, step)
-    gradient = jax.grad(lambda series: _loss(attack, noise_keys, series, num_draws).sum())(current)
-    moved = current + attack.step_size[:, None, None] * gradient / _norm(gradient)
-    moved = _project(moved, attack.x, attack.epsilon)
+    loss_of = partial(_loss, attack, noise_keys, num_draws=num_draws)
+    moved = _project(climbed(loss_of, current, attack.step_size), attack.x, attack.epsilon)
     loss = _compared(attack, moved, num_draws)
     higher = loss > worst_loss
     worst = jnp.where(higher[:, None, None], moved, worst)
@@ -212,11 +228,7 @@ def _loss(attack: _Attack, keys: jax.Array, series: _Array, num_draws: int) -> j
     """-log mean_d softmax(predict(series + sigma * noise_d))_y, (B,)."""
     shape = (num_draws, *series.shape[1:])
     noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
-    noised = series[:, None] + attack.sigma * noise
-    logits = mean_logits(attack.predict, noised.reshape(-1, *series.shape[1:]))
-    log_softmax = jax.nn.log_softmax(logits).reshape(*noised.shape[:2], -1)
-    log_mean = jax.nn.logsumexp(log_softmax, axis=1) - jnp.log(num_draws)
-    return -jnp.take_along_axis(log_mean, attack.y[:, None], axis=1)[:, 0]
+    return mean_loss(attack.predict, series[:, None] + attack.sigma * noise, attack.y)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from selfens_jax import backend
 from selfens_jax.classifiers import HostClassifier, as_classifier, check_classifier
 from selfens_jax.errors import (
     UserError,
@@ -34,17 +35,28 @@ from selfens_jax.errors import (
 from selfens_jax.noise import Noise, make_noise
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
+TPU_STEPS_PER_BLOCK = 15_000  # draws * T
 NO_DRAW = np.uint32(2**32 - 1)  # fills blocks up; never counted
 
 
 def default_batch_size() -> int:
     """Noised series in flight that keep this backend busy: an example of n = 1000 on a CPU."""
-    return 1000 if jax.default_backend() == "cpu" else 64_000
+    return 1000 if backend.on_cpu() else 64_000
 
 
-def default_draws_per_block() -> int:
-    """Draws of one network call: on a CPU few enough that their activations stay in its cache."""
-    return 20 if jax.default_backend() == "cpu" else 100
+def default_draws_per_block(length: int) -> int:
+    """Draws of one network call, for series of this length.
+
+    On a CPU few enough that their activations stay in its cache. On a TPU, too: the cycles that its
+    compiler expects for a draw are fewest at 100 draws of 128 steps and rise by half at 200.
+    """
+    match backend.kind():
+        case "cpu":
+            return 20
+        case "gpu":
+            return 100
+        case _:
+            return min(100, max(10, TPU_STEPS_PER_BLOCK // length // 10 * 10))
 
 
 @jax.tree_util.register_dataclass
@@ -110,10 +122,10 @@ def prepare(
     grid: float | None = None,
 ) -> Program:
     """Checks what all blocks share; arguments and errors as in `smoothing.count_votes`."""
+    given, x, sigma = x, check_series(x), check_number("sigma", sigma, 0, np.inf)
     batch_size = default_batch_size() if batch_size is None else batch_size
     if draws_per_block is None:
-        draws_per_block = default_draws_per_block()
-    given, x, sigma = x, check_series(x), check_number("sigma", sigma, 0, np.inf)
+        draws_per_block = default_draws_per_block(x.shape[1])
     check_resolution(x, sigma)
     check_whole("batch_size", batch_size, 1)
     check_whole("draws_per_block", draws_per_block, 1)
@@ -210,23 +222,23 @@ def compute(
     """
     if not len(rows):
         return
-    devices = 1 if program.mesh is None else program.mesh.size
+    devices = _num_devices(program)
     per_call = max(1, int(share * program.batch_size) // draws.shape[1])
-    # Calls as equal as can be pad least. Elsewhere than on a CPU padding is cheaper than a program
-    # for every number of blocks: those fill up to a power of two.
-    per_call = -(-len(rows) // -(-len(rows) // per_call))
-    if jax.default_backend() != "cpu":
-        per_call = 1 << (per_call - 1).bit_length()
+    if backend.on_cpu():
+        # Calls as equal as can be pad least.
+        per_call = -(-len(rows) // -(-len(rows) // per_call))
     per_call = -(-per_call // devices) * devices
-    in_flight: collections.deque[tuple[np.ndarray, Any]] = collections.deque()
+    in_flight: collections.deque[tuple[np.ndarray, np.ndarray, Any]] = collections.deque()
 
     def collect() -> tuple[np.ndarray, Any]:
-        which, results = in_flight.popleft()
-        return which, jax.tree.map(lambda r: np.asarray(r)[: len(which)], results)
+        which, places, results = in_flight.popleft()
+        return which, jax.tree.map(lambda r: np.asarray(r)[places], results)
 
     for start in range(0, len(rows), per_call):
         which = np.arange(start, min(start + per_call, len(rows)))
-        in_flight.append((which, _call(program, function, which, per_call, rows, draws, more)))
+        places = _places(program, len(which), per_call)
+        results = _call(program, function, which, places, per_call, rows, draws, more)
+        in_flight.append((which, places, results))
         if len(in_flight) > 2:  # keep the device fed while the host adds up
             yield collect()
     while in_flight:
@@ -237,16 +249,18 @@ def _call(
     program: Program,
     function: Callable[..., Any],
     which: np.ndarray,
+    places: np.ndarray,
     per_call: int,
     rows: np.ndarray,
     draws: np.ndarray,
     more: tuple[np.ndarray, ...],
 ) -> Any:
-    """The results of the blocks `which`, with others after them where a call is padded."""
+    """The results of the blocks `which`, at `places` among those of a padded call."""
     on_host = isinstance(program.predict, HostClassifier)
-    padded = which if on_host else np.pad(which, (0, per_call - len(which)), mode="edge")
-    draws_padded = draws[padded]
-    draws_padded[len(which) :] = NO_DRAW
+    padded = np.full(len(which) if on_host else per_call, which[-1])
+    padded[places] = which
+    draws_padded = np.full((len(padded), draws.shape[1]), NO_DRAW)
+    draws_padded[places] = draws[which]
     each = (
         program.x[rows[padded]],
         program.indices[rows[padded]],
@@ -264,10 +278,33 @@ def _call(
         return _on_device(
             *shared,
             each,
+            None if backend.on_cpu() else _shares(program, len(which)),
             function=function,
             num_classes=program.num_classes,
             mesh=program.mesh,
         )
+
+
+def _num_devices(program: Program) -> int:
+    return 1 if program.mesh is None else program.mesh.size
+
+
+def _shares(program: Program, number: int) -> np.ndarray:
+    """(devices,) how many of so many blocks each device computes."""
+    devices = _num_devices(program)
+    return ((number + devices - 1 - np.arange(devices)) // devices).astype(np.int32)
+
+
+def _places(program: Program, number: int, per_call: int) -> np.ndarray:
+    """Where the blocks of a call stand in its arrays: each in turn on the next device.
+
+    On a CPU one after another, as all are computed.
+    """
+    blocks = np.arange(number)
+    if backend.on_cpu():
+        return blocks
+    devices = _num_devices(program)
+    return blocks % devices * (per_call // devices) + blocks // devices
 
 
 @partial(jax.jit, static_argnames=("function", "num_classes", "mesh"))
@@ -276,19 +313,30 @@ def _on_device(
     noise: Noise,
     key: jax.Array,
     each: tuple[jax.Array, ...],
+    numbers: jax.Array | None,
     *,
     function: Callable[..., Any],
     num_classes: int,
     mesh: Mesh | None,
 ) -> Any:
-    """function(block) of every block; each: series, index, draws and more, blocks first."""
+    """function(block) of every block.
 
-    def all_blocks(predict: Any, noise: Noise, key: jax.Array, each: tuple[Any, ...]) -> Any:
+    Args:
+      each: series, index, draws and more, blocks first.
+      numbers: (devices,) how many of its blocks each device computes, the first ones; the results
+        of the others are zeros. All of them if None.
+    """
+
+    def all_blocks(
+        predict: Any, noise: Noise, key: jax.Array, each: tuple[Any, ...], numbers: Any
+    ) -> Any:
         def one_block(one: tuple[Any, ...]) -> Any:
             series, index, draws, *more = one
             return function(Block(predict, noise, key, series, index, draws, num_classes), *more)
 
-        return jax.lax.map(one_block, each)
+        if numbers is None:
+            return jax.lax.map(one_block, each)
+        return _map_first(one_block, each, numbers[0])
 
     if mesh is not None:
         (axis,) = mesh.axis_names
@@ -296,11 +344,25 @@ def _on_device(
         all_blocks = jax.shard_map(
             all_blocks,
             mesh=mesh,
-            in_specs=(shared, shared, shared, split),
+            in_specs=(shared, shared, shared, split, split),
             out_specs=split,
             check_vma=False,
         )
-    return all_blocks(predict, noise, key, each)
+    return all_blocks(predict, noise, key, each, numbers)
+
+
+def _map_first(function: Callable[[Any], Any], each: tuple[Any, ...], number: jax.Array) -> Any:
+    """`jax.lax.map` over the first `number` rows, zeros after them; one program for any number."""
+
+    def row(i: jax.Array) -> Any:
+        return function(jax.tree.map(lambda rows: rows[i], each))
+
+    def put(i: jax.Array, results: Any) -> Any:
+        return jax.tree.map(lambda rows, result: rows.at[i].set(result), results, row(i))
+
+    shapes = jax.eval_shape(row, jnp.int32(0))
+    zeros = jax.tree.map(lambda s: jnp.zeros((len(each[0]), *s.shape), s.dtype), shapes)
+    return jax.lax.fori_loop(0, number, put, zeros)
 
 
 def _check_key(key: Any) -> jax.Array:

@@ -3,7 +3,7 @@
 import dataclasses
 import numbers
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 import jax
@@ -15,10 +15,13 @@ from sklearn.utils.validation import check_is_fitted
 from tqdm import tqdm
 
 from selfens_jax import (
+    backend,
     blocks,
+    bursts,
     certificates,
     classifier_files,
     data,
+    masks,
     models,
     noise,
     paths,
@@ -29,7 +32,7 @@ from selfens_jax import (
 )
 from selfens_jax.classifier_files import Saved
 from selfens_jax.correction import Correction
-from selfens_jax.coverage import Coverage, cover
+from selfens_jax.coverage import Coverage, channel_radii, cover
 from selfens_jax.errors import UserError, check_number, check_resolution, check_whole
 from selfens_jax.fit_arguments import (
     check_seed,
@@ -57,6 +60,7 @@ class Certified:
       counts: (N, K) the votes for each of `classes_` that all this rests on.
       certificates: with the statement, alpha and bounds.
       series: (N, T, C) what was certified, in the units of the radius.
+      units: (C,) that each channel of X was divided by, with scaling="channel"; else ().
     """
 
     label: np.ndarray
@@ -65,19 +69,25 @@ class Certified:
     counts: np.ndarray
     certificates: certificates.Certificates
     series: np.ndarray
+    units: tuple[float, ...] = ()
 
     @property
     def statement(self) -> str:
         return self.certificates.statement
 
     def table(self) -> "pandas.DataFrame":
-        """A row for each series: label, radius, abstained, and the share of votes for its class."""
+        """A row for each series: label, radius, abstained, and the share of votes for its class.
+
+        With scaling="channel" also radius_0, radius_1, ...: `channel_radii`.
+        """
         import pandas
 
+        own = self.channel_radii.T if self.units else ()
         return pandas.DataFrame(
             {
                 "label": self.label,
                 "radius": self.radius,
+                **{f"radius_{channel}": radii for channel, radii in enumerate(own)},
                 "abstained": self.abstained,
                 "share": self.counts.max(axis=1) / self.counts.sum(axis=1),
             }
@@ -89,7 +99,13 @@ class Certified:
         Args:
           asked: num_samples, by, low, high, frequency, as in `coverage.cover`.
         """
-        return [cover(r, x, **asked) for r, x in zip(self.radius, self.series, strict=True)]
+        rows = zip(self.radius, self.series, strict=True)
+        return [cover(radius, x, units=self.units, **asked) for radius, x in rows]
+
+    @property
+    def channel_radii(self) -> np.ndarray:
+        """(N, C) norms, in X's units, below which a change of one channel alone is covered."""
+        return channel_radii(self.radius, self.units or (1.0,) * self.series.shape[2])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -118,6 +134,30 @@ class Decided:
         return pandas.DataFrame(dataclasses.asdict(self))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class CertifiedBursts:
+    """What `certify_bursts` says of N series at one length.
+
+    Attributes:
+      label: (N,) the answer of double masking; None where the network answers NaN.
+      certified: (N,) bool, whether it stays whatever replaces so many consecutive steps; of a
+        series that lacks values, whatever these are, and no burst besides.
+      bursts: with the statement, the windows, and which series lack values.
+    """
+
+    label: np.ndarray
+    certified: np.ndarray
+    bursts: bursts.Bursts
+
+    def table(self) -> "pandas.DataFrame":
+        """A row for each series: label, certified, and whether it lacks values."""
+        import pandas
+
+        return pandas.DataFrame(
+            {"label": self.label, "certified": self.certified, "lacks": self.bursts.lacks}
+        )
+
+
 class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
     """A time-series classifier whose answers come with a certified radius.
 
@@ -137,16 +177,23 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
     Args:
       model: "inception_time", "lstm_fcn" or "macnn".
       ensemble: "mc" or "mb" (one network under continuous or binomial masks), "single" (without
-        masks) or "de" (several networks).
+        masks), "de" (several networks) or "mw" (one network trained with windows hidden, for
+        `certify_bursts`; it needs `burst`, and a small sigma, 0.1, suits it).
       sigma: standard deviation of the noise, in the units of X. Larger certifies larger radii, of
         fewer series.
       keep: share of the time steps that a mask keeps.
       num_masks: m, masks of the self-ensemble. They take no part in training: another number, set
         after it, makes another classifier of the same network.
+      mask_design: "independent" masks, or "balanced" ones, which hide different steps as far as
+        they can; as num_masks.
       num_members: networks of a deep ensemble.
       epochs: passes over the training series.
       batch_size, learning_rate, class_weights: as in `training.TrainConfig`.
-      scaling: "none", or "z_score" for each series by itself, before the noise.
+      scaling: before the noise: "none"; "channel", each channel divided by its standard deviation
+        over the training series; or "z_score", each series by itself.
+      burst: b of "mw": the length of bursts that it is trained for.
+      objective: what training lowers, one of `objectives.OBJECTIVES`.
+      average: decay of an exponential average of the weights, as 0.999; None keeps the last ones.
       random_state: fixes everything random; None takes a seed from NumPy's.
       unequal, missing: what to do about series of unequal lengths and about NaN; "refuse", or as
         `preparation.Preparation` says.
@@ -170,11 +217,15 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         sigma: float = 0.8,
         keep: float = 0.9,
         num_masks: int = 5,
+        mask_design: str = "independent",
         num_members: int = 5,
         epochs: int = 1000,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
         class_weights: str = "balanced",
+        burst: int | None = None,
+        objective: str = "cross_entropy",
+        average: float | None = None,
         scaling: str = "none",
         unequal: str = "refuse",
         missing: str = "refuse",
@@ -187,11 +238,15 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         self.sigma = sigma
         self.keep = keep
         self.num_masks = num_masks
+        self.mask_design = mask_design
         self.num_members = num_members
         self.epochs = epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
         self.class_weights = class_weights
+        self.burst = burst
+        self.objective = objective
+        self.average = average
         self.scaling = scaling
         self.unequal = unequal
         self.missing = missing
@@ -210,6 +265,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
           UserError: for parameters, series or labels that cannot be meant, or if training diverges.
         """
         check_whole("num_masks", self.num_masks, 1)
+        masks.check_design(self.mask_design, self.ensemble)
         if not isinstance(self.channels_first, bool | np.bool_):
             raise UserError(f"channels_first must be True or False, not {self.channels_first!r}")
         refuse_sparse(X)
@@ -238,10 +294,13 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 "batch_size": self.batch_size,
                 "class_weights": self.class_weights,
                 "learning_rate": self.learning_rate,
+                "burst": self.burst,
+                "objective": self.objective,
+                "average": self.average,
                 "seed": self._seed(),
             }
         )
-        check_resolution(dataset.x_train, config.sigma)
+        check_resolution(dataset.x_train, config.sigma, dataset.units)
         noise.check_grid(noise.default_grid(config.sigma), config.sigma, dataset.x_train)
         x, network = dataset.x_train, models.create(self.model, dataset.num_classes)
         trainer = training.Trainer(network, config, len(x))
@@ -253,9 +312,9 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 bar.set_postfix(loss=f"{rows[-1]['loss']:.4f}")
                 bar.update(rows[-1]["epoch"] - bar.n)
         variables = models.stack(training.recalibrated(trainer, x, states))
-        described = {"model": self.model, **dataclasses.asdict(config)}
-        described |= {"data": data.describe(dataset), "versions": runs.versions()}
-        self._keep(described, variables, history, labels)
+        record = {"model": self.model, **config.settings()}
+        record |= {"data": data.describe(dataset), "versions": runs.versions()}
+        self._keep(record, variables, history, labels)
         return self
 
     # Answers
@@ -308,6 +367,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
             counts=counts,
             certificates=found,
             series=series,
+            units=tuple(self.config_["data"].get("units", ())),
         )
 
     def decide(
@@ -335,14 +395,14 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         """
         series = self._series(X)
         count = self._counter(series, noise_seed)
-        block = blocks.default_draws_per_block()
+        block = blocks.default_draws_per_block(series.shape[1])
         edges = sequential.batches(block, block, max_draws=max_draws, block=block)
         p0 = sequential.certified_share(radius, self.config_["sigma"], self._given_up())
         sequential.check_budget(edges, p0, alpha)
         check_number("alpha_futility", alpha_futility, 0, 1)
         parts = []
         with self._bar(len(series), "ex", "certifying") as bar:
-            for rows in _chunks(len(series), 1 if jax.default_backend() == "cpu" else 64):
+            for rows in _chunks(len(series), 1 if backend.on_cpu() else 64):
                 state, _ = sequential.run_tests(
                     lambda some, start, number, rows=rows: (
                         count(rows[some], start, number),
@@ -363,6 +423,48 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
             draws=draws,
         )
 
+    def certify_bursts(
+        self, X: Any, lengths: int | Iterable[int], *, stride: int | None = None
+    ) -> dict[int, CertifiedBursts]:
+        """Whether the answer stays whatever replaces so many consecutive steps; for each length.
+
+        Certain: no noise, no alpha; `bursts` has the statement and the proof. The answer is that of
+        double masking, another classifier than the smoothed one of `predict`, with the same
+        network. It helps to train with ensemble="mw".
+
+        Args:
+          X: series as in `fit`; NaN stands for a value that is not known.
+          lengths: b, or several.
+          stride: as in `bursts.windows`.
+
+        Raises:
+          UserError: for series that do not fit, a length that leaves nothing of them, or a
+            classifier that scales each series by itself.
+        """
+        check_is_fitted(self)
+        described = self.config_["data"]
+        bursts.refuse_own_scaling(described["scaling"], "fit with scaling='none'")
+        refuse_sparse(X)
+        if isinstance(lengths, Iterable) and getattr(lengths, "shape", (1,)) != ():
+            asked: list[Any] = list(lengths)
+        else:
+            asked = [lengths]
+        gaps = {} if described.get("unequal") == "resample" else {"missing": "hide"}
+        series = data.check_new_series(X, gaps | described, channels_first=self.channels_first)
+        predict = self._network()
+        found = {
+            burst: bursts.certify_bursts(predict, series, burst, stride=stride) for burst in asked
+        }
+        names = self._labels_in_network()
+        return {
+            burst: CertifiedBursts(
+                label=_labels(names, each.prediction, each.prediction >= 0),
+                certified=each.certified,
+                bursts=each,
+            )
+            for burst, each in found.items()
+        }
+
     # Files
 
     def save(self, path: str | pathlib.Path) -> None:
@@ -382,6 +484,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 self.history_,
                 self._labels_in_network(),
                 self.num_masks,
+                self.mask_design,
             ),
         )
 
@@ -395,19 +498,20 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
           UserError: if there is none, or it is unfinished or damaged.
         """
         saved = classifier_files.read(paths.expand(path).absolute())
-        config, source = saved.config, saved.config["data"]
+        config, described = saved.config, saved.config["data"]
         params = {name: config[name] for name in cls().get_params() if name in config}
         if config["ensemble"] != "de":
             params.pop("num_members")
-        self = cls(
-            **params,
-            scaling=source["scaling"],
-            unequal=source.get("unequal", "refuse"),
-            missing=source.get("missing", "refuse"),
-            random_state=config["seed"],
-            channels_first=source.get("channels_first", False),
-            num_masks=saved.num_masks,
-        )
+        params |= {
+            "scaling": described["scaling"],
+            "unequal": described.get("unequal", "refuse"),
+            "missing": described.get("missing", "refuse"),
+            "random_state": config["seed"],
+            "channels_first": described.get("channels_first", False),
+            "num_masks": saved.num_masks,
+            "mask_design": saved.mask_design,
+        }
+        self = cls(**params)
         self._keep(config, saved.variables, saved.history, saved.labels)
         return self
 
@@ -419,7 +523,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         return {**state, "variables_": jax.tree.map(np.asarray, state["variables_"])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__({**type(self)().__dict__, **state})  # one of before lacks parameters
         if "variables_" in state:
             self.variables_ = jax.tree.map(jnp.asarray, self.variables_)
 
@@ -458,15 +562,14 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         """X as the network is given it, (n, T, C)."""
         check_is_fitted(self)
         refuse_sparse(X)
-        source = self.config_["data"]
-        return data.check_new_series(X, source, channels_first=self.channels_first)
+        described = self.config_["data"]
+        return data.check_new_series(X, described, channels_first=self.channels_first)
 
     def _counts(self, x: np.ndarray, num_draws: int, noise_seed: int | None = None) -> np.ndarray:
         """Votes (n, K) for each of `classes_`, an example at a time, so that a bar can move."""
         count = self._counter(x, noise_seed)
         check_whole("num_draws", num_draws, 1)
-        on_cpu = jax.default_backend() == "cpu"
-        per_call = 1 if on_cpu else max(1, blocks.default_batch_size() // num_draws)
+        per_call = 1 if backend.on_cpu() else max(1, blocks.default_batch_size() // num_draws)
         parts = []
         with self._bar(len(x), "ex", "certifying") as bar:
             for rows in _chunks(len(x), per_call):
@@ -478,12 +581,11 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         self, x: np.ndarray, noise_seed: int | None
     ) -> Callable[[np.ndarray, int, int], np.ndarray]:
         """What counts the votes of draws of some rows of x."""
-        config = self.config_
-        network = models.create(config["model"], len(self.classes_))
-        predict, _ = runs.make_classifier(network, self.variables_, config, self.num_masks)
+        config, predict = self.config_, self._network()
         seed = config["seed"] if noise_seed is None else check_seed("noise_seed", noise_seed)
         # On a CPU one block a call, whose one program serves any number of draws.
-        batch_size = blocks.default_draws_per_block() if jax.default_backend() == "cpu" else None
+        block = blocks.default_draws_per_block(x.shape[1])
+        batch_size = block if backend.on_cpu() else None
 
         def count(rows: np.ndarray, first_draw: int, num_draws: int) -> np.ndarray:
             return smoothing.count_votes(
@@ -498,6 +600,12 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
             )
 
         return count
+
+    def _network(self) -> smoothing.SelfEnsemble | smoothing.DeepEnsemble:
+        """The ensemble that is smoothed."""
+        network = models.create(self.config_["model"], len(self.classes_))
+        asked = {"num_masks": self.num_masks, "mask_design": self.mask_design}
+        return runs.make_classifier(network, self.variables_, self.config_, **asked)[0]
 
     def _bar(self, total: int, unit: str, what: str) -> tqdm:
         return tqdm(total=total, unit=unit, desc=what, disable=not self.verbose)

@@ -8,11 +8,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from selfens_jax import runs, training
+from selfens_jax import masks, runs, training
+from selfens_jax.data.splits import Split, check_scaling
 from selfens_jax.errors import UserError, check_whole
 from selfens_jax.fit_arguments import plain, train_config
 from selfens_jax.preparation import Preparation
-from selfens_jax.splits import Split, check_scaling
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,6 +25,7 @@ class Saved:
       history: rows of `training.train`.
       labels: (K,) the user's own, in the order of the network's outputs.
       num_masks: m.
+      mask_design: as in `runs.load_classifier`.
     """
 
     config: dict[str, Any]
@@ -32,6 +33,7 @@ class Saved:
     history: training.Rows
     labels: np.ndarray
     num_masks: int
+    mask_design: str
 
 
 def write(folder: pathlib.Path, saved: Saved) -> None:
@@ -45,6 +47,7 @@ def write(folder: pathlib.Path, saved: Saved) -> None:
     dtype = saved.labels.dtype
     own = {
         "num_masks": int(saved.num_masks),
+        **({} if saved.mask_design == "independent" else {"mask_design": saved.mask_design}),
         "classes": plain(saved.labels),
         "dtype": "T" if dtype.kind == "T" else dtype.str,  # NumPy's own name of T is not read back
     }
@@ -53,7 +56,8 @@ def write(folder: pathlib.Path, saved: Saved) -> None:
         whole = pathlib.Path(beside) / "saved"
         runs.write_json(whole / "config.json", {**saved.config, "classifier": own})
         runs.save_networks(whole, saved.variables, saved.history)
-        runs.load_classifier(whole, num_masks=saved.num_masks)  # keeps its masks there
+        # Keeps its masks there.
+        runs.load_classifier(whole, num_masks=saved.num_masks, mask_design=saved.mask_design)
         whole.rename(folder)
 
 
@@ -69,15 +73,17 @@ def read(folder: pathlib.Path) -> Saved:
     if config["sigma"] == 0:
         raise UserError(f"{folder} was trained with sigma 0: without noise there is no radius")
     own = config.pop("classifier", {"num_masks": 5})
-    source = config["data"]
+    described = config["data"]
     try:
         known = [field.name for field in dataclasses.fields(training.TrainConfig)]
         train_config({name: config[name] for name in known if name in config})
-        Preparation(source.get("unequal", "refuse"), source.get("missing", "refuse"))
-        check_scaling(source["scaling"])
+        Preparation(described.get("unequal", "refuse"), described.get("missing", "refuse"))
+        check_scaling(described["scaling"])
         num_masks = check_whole("num_masks", own["num_masks"], 1)
-        labels = np.array(own.get("classes", source["classes"]), own.get("dtype", str))
-        if Split("", None).check_labels(labels, len(labels)) != source["classes"]:
+        mask_design = own.get("mask_design", "independent")
+        masks.check_design(mask_design, config["ensemble"])
+        labels = np.array(own.get("classes", described["classes"]), own.get("dtype", str))
+        if Split("", None).check_labels(labels, len(labels)) != described["classes"]:
             raise UserError("its labels are not the classes of its data")
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         _refuse_damaged(folder / "config.json", error)
@@ -86,8 +92,13 @@ def read(folder: pathlib.Path) -> Saved:
     except (OSError, TypeError, ValueError) as error:
         _refuse_damaged(folder / "history.csv", error)
     with tempfile.TemporaryDirectory() as elsewhere:  # for masks that the folder lacks
-        runs.load_classifier(folder, num_masks=num_masks, masks_folder=pathlib.Path(elsewhere))
-    return Saved(config, variables, history, labels, num_masks)
+        runs.load_classifier(
+            folder,
+            num_masks=num_masks,
+            mask_design=mask_design,
+            masks_folder=pathlib.Path(elsewhere),
+        )
+    return Saved(config, variables, history, labels, num_masks, mask_design)
 
 
 def _refuse_damaged(file: pathlib.Path, error: Exception) -> NoReturn:

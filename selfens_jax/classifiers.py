@@ -281,6 +281,7 @@ def _failure(shape: tuple[int, ...], error: Exception) -> str:
     # The error of a callback is the last of many lines.
     lines = [line for line in str(error).splitlines() if re.match(r"\w+(Error|Exception)\b", line)]
     inner = "CpuCallback" in str(error) and lines
-    said = " ".join((lines[-1] if inner else f"{type(error).__name__}: {error}").split())
+    said = lines[-1] if inner else f"{type(error).__name__}: {error}"
+    said = " ".join(re.sub(r"\x1b\[[\d;]*m", "", said).split())  # without colours
     said = said if len(said) <= 160 else said[:157] + "..."
     return f"predict fails on float32 series {shape}, (draws, time, channels): {said}"

@@ -69,8 +69,17 @@ class Job:
         self, examples: np.ndarray, first_draw: int, num_draws: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Votes (M, K) of a range of draws of examples (M,), and the forward passes (M,) taken."""
-        arguments: dict[str, Any] = {
-            "x": self.x[examples],
+        arguments = {"x": self.x[examples], **self.how(examples, first_draw, num_draws)}
+        if not isinstance(self.predict, smoothing.Consensus):
+            counts = smoothing.count_votes(self.predict, **arguments)
+            return counts, np.full(len(examples), num_draws * self.num_members)
+        counts, asked_all = smoothing.count_consensus_votes(self.predict, **arguments)
+        first = self.predict.first
+        return counts, num_draws * first + asked_all * (self.num_members - first)
+
+    def how(self, examples: np.ndarray, first_draw: int, num_draws: int) -> dict[str, Any]:
+        """What `smoothing.count_votes` is to be given for examples (M,), beside their series."""
+        return {
             "sigma": self.settings["sigma"],
             "num_draws": num_draws,
             "key": stream(self.settings["noise_seed"], "certification"),
@@ -82,12 +91,6 @@ class Job:
             "mesh": self.mesh,
             **noise.arguments(self.settings),
         }
-        if not isinstance(self.predict, smoothing.Consensus):
-            counts = smoothing.count_votes(self.predict, **arguments)
-            return counts, np.full(len(examples), num_draws * self.num_members)
-        counts, asked_all = smoothing.count_consensus_votes(self.predict, **arguments)
-        first = self.predict.first
-        return counts, num_draws * first + asked_all * (self.num_members - first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,10 +353,16 @@ def local_mesh() -> jax.sharding.Mesh | None:
 
 def title(settings: dict[str, Any], num_examples: int) -> str:
     """What was certified, in a line."""
-    consensus = f" (consensus of {settings['consensus']})" if "consensus" in settings else ""
     name = settings["data"]["name"]
     name = f"{settings['series']['name']}, {name}'s" if "series" in settings else f"{name},"
     return (
-        f"{name} {settings['model']}, {settings['ensemble']}{consensus}, "
+        f"{name} {settings['model']}, {ensemble_of(settings)}, "
         f"sigma {settings['sigma']:g}, {num_examples} examples"
     )
+
+
+def ensemble_of(settings: dict[str, Any]) -> str:
+    """The ensemble in words, with what is unusual about it."""
+    consensus = f" (consensus of {settings['consensus']})" if "consensus" in settings else ""
+    design = f" under {settings['mask_design']} masks" if "mask_design" in settings else ""
+    return f"{settings['ensemble']}{design}{consensus}"

@@ -34,6 +34,14 @@ on, or at the next count, some change of the kind has a norm of R or more.
 Several kinds at once are covered if their shares s / number sum to at most 1: half the offset with
 half the drift. So is a delay between two whole ones that are covered, by linear interpolation.
 
+*Own units.* Where each channel was divided by a unit before the noise (`units`; scaling "channel"),
+a change of the series by d is one of x by d / units, and R speaks of the norm of that: what is
+covered is an ellipsoid, sum_c ||d_c||^2 / units_c^2 < R^2. All sizes above are then in units: size
+s is s * units_c in channel c, for all channels at once where a kind changes several; of `total` the
+changes are summed after the division, so that s * units_c is for channel c alone. A change of
+channel c alone is covered if its norm is below R * units_c (`channel_radii`). Gains, delays and
+counts are what they are.
+
 *Assumptions.* Those of the certificate (`certificates`), and that x is the series that was
 certified, in the units that the noise was added in. Where it abstains R is 0, and nothing is
 covered: all numbers are 0.
@@ -68,7 +76,7 @@ that are larger: these may or may not change the answer.
 import dataclasses
 import math
 from bisect import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -81,6 +89,7 @@ from selfens_jax.exact import UP, largest_below, percent, root_below, shown, who
 SIZES = ("offset", "channel_offset", "gain", "sample", "samples", "every_sample", "total")
 SIZES += ("sinusoid", "drift", "centred_drift", "quantisation")
 COUNTS = ("moved", "replaced", "delay", "dropout")
+_NAMED = 6  # channels whose numbers are told in words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +100,8 @@ class Coverage:
       radius: R.
       shape: (T, C) of the series.
       num_samples, by, low, high, frequency: what `cover` was asked; `low` and `high` for each
-        channel.
+        channel, and as the series, divided by the units.
+      units: (C,), or () where nothing was divided.
       offset, ..., quantisation: float64, every change of a size below it is covered.
       moved, replaced, delay, dropout: every change of so many samples or steps is covered.
     """
@@ -118,6 +128,7 @@ class Coverage:
     replaced: int
     delay: int
     dropout: int
+    units: tuple[float, ...] = ()
 
     def numbers(self) -> dict[str, float]:
         """Radius, sizes and counts for records, rounded down to six significant digits."""
@@ -125,18 +136,24 @@ class Coverage:
         return {**sizes, **{name: getattr(self, name) for name in COUNTS}}
 
     def rows(self, digits: int = 3) -> list[tuple[str, str]]:
-        """(what changes, how far it may) in words, with so many significant digits."""
+        """(what changes, how far it may) in words, with so many significant digits.
+
+        Sizes are in each channel's own units.
+        """
         steps, channels = self.shape
         num_values = steps * channels
         (low, high), *others = set(zip(self.low, self.high, strict=True))
         least, most = shown(low, digits, UP), shown(high, digits)
-        given = others or float(least) > float(most)
+        given = others or self.units or float(least) > float(most)
         limits = "within the limits" if given else f"from {least} to {most}"
 
-        def below(size: float, unit: str = "", text: Callable[..., str] = shown) -> str:
+        def own(size: float) -> str:
+            return own_units(size, self.units, digits)
+
+        def below(size: float, unit: str = "", text: Callable[[float], str] = own) -> str:
             if size in (0, math.inf):
                 return "any" if size else "none"
-            return f"below {text(size, digits)}{unit}"
+            return f"below {text(size)}{unit}"
 
         def up_to(count: int, most: int, unit: str) -> str:
             if count in (0, most):
@@ -146,17 +163,17 @@ class Coverage:
         return [
             ("constant offset of all samples", below(self.offset)),
             ("constant offset of one channel", below(self.channel_offset)),
-            ("gain error", below(self.gain, text=percent)),
+            ("gain error", below(self.gain, text=lambda share: percent(share, digits))),
             ("one sample", below(self.sample)),
             (f"any {min(self.num_samples, num_values)} samples", below(self.samples, " each")),
             ("all samples (L-infinity)", below(self.every_sample, " each")),
-            ("sum of all changes (L1)", below(self.total)),
+            (f"sum of all changes (L1){', in one channel' * bool(self.units)}", below(self.total)),
             (f"sinusoid, any phase, {self.frequency!r} cycles a step", below(self.sinusoid)),
             ("linear drift from 0", below(self.drift, " at the end")),
             ("linear drift around 0", below(self.centred_drift, " from start to end")),
             ("rounding to steps (quantisation)", below(self.quantisation, " a step")),
             (
-                f"samples moved by up to {shown(self.by, digits)}",
+                f"samples moved by up to {own(self.by)}",
                 up_to(self.moved, num_values, "sample"),
             ),
             (f"samples replaced, {limits}", up_to(self.replaced, num_values, "sample")),
@@ -174,6 +191,7 @@ def cover(
     low: ArrayLike | None = None,
     high: ArrayLike | None = None,
     frequency: float | None = None,
+    units: Sequence[float] = (),
 ) -> Coverage:
     """What the radius of a series covers; the module has the statement and the proof.
 
@@ -182,9 +200,10 @@ def cover(
       x: (T, C) or (T,), in the units that the noise was added in.
       num_samples: k of `samples`.
       by: e of `moved`; a tenth of what x spans if None.
-      low, high: limits of `replaced`, for all channels or (C,) for each; the least and largest
-        value of each channel if None.
+      low, high: limits of `replaced`, for all channels or (C,) for each, in their own units; the
+        least and largest value of each channel if None.
       frequency: f of `sinusoid`, in cycles a step; one cycle in T steps if None.
+      units: (C,) that each channel of x was divided by; () if none was.
 
     Raises:
       UserError: for a negative or NaN radius, a series that is empty or not finite, limits in the
@@ -192,8 +211,9 @@ def cover(
     """
     radius, x = _check_radius(radius), _check_series(x)
     steps, channels = x.shape
-    lows = _limits("low", x.min(axis=0) if low is None else low, channels)
-    highs = _limits("high", x.max(axis=0) if high is None else high, channels)
+    units = check_units(units, channels)
+    lows = x.min(axis=0) if low is None else _limits("low", low, units, channels, -np.inf)
+    highs = x.max(axis=0) if high is None else _limits("high", high, units, channels, np.inf)
     if (lows > highs).any():
         raise UserError(f"low must not be above high: {lows.tolist()} and {highs.tolist()}")
     tenth = float(x.max()) / 10 - float(x.min()) / 10
@@ -228,6 +248,7 @@ def cover(
         replaced=_replaced(np.maximum((whole - below) ** 2, (above - whole) ** 2), budget),
         delay=_delay(whole, budget),
         dropout=_dropout((whole**2).sum(axis=1), budget),
+        units=units,
     )
 
 
@@ -278,6 +299,44 @@ def sinusoid_squares(steps: int, frequency: float) -> Fraction:
     return (steps + Fraction(min(ratio, steps))) / 2
 
 
+def channel_radii(radius: ArrayLike, units: Sequence[float]) -> np.ndarray:
+    """(..., C) L2 norms in each channel's own units: changes of it alone below them are covered.
+
+    Args:
+      radius: (...,) R.
+      units: (C,) that the channels were divided by.
+    """
+    product = np.asarray(radius, np.float64)[..., None] * np.asarray(units)
+    return np.where(product > 0, np.nextafter(product, 0), product)
+
+
+def own_units(size: float, units: Sequence[float], digits: int = 6) -> str:
+    """A size in each channel's own units, rounded down; the size itself without units."""
+    if not units:
+        return shown(size, digits)
+    own = [shown(float(number), digits) for number in channel_radii(size, units)[:_NAMED]]
+    more = ", ..." if len(units) > _NAMED else ""
+    return f"{', '.join(own)}{more} (by channel)"
+
+
+def check_units(units: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Units (C,), or none.
+
+    Raises:
+      UserError: unless there is a positive finite number for each channel.
+    """
+    try:
+        values = np.asarray(units)
+    except ValueError:  # how NumPy refuses ragged lists
+        values = np.zeros(())
+    if values.shape == (0,):
+        return ()
+    numbers = values.shape == (channels,) and values.dtype.kind in "iuf"
+    if not numbers or not (np.isfinite(values) & (values > 0)).all():
+        raise UserError(f"units must be a positive number for each of {channels} channels")
+    return tuple(float(value) for value in values.ravel())
+
+
 def shift_covered(radius: float, num_values: int, digits: int = 6) -> str:
     """radius / sqrt(num_values) in decimal, rounded down; an infinite one is "inf"."""
     return format_radius(limit(radius, num_values), digits)
@@ -322,27 +381,52 @@ def _ramps(steps: int) -> tuple[Fraction, Fraction]:
 
 
 def _check_radius(radius: float) -> float:
-    radius = float(radius)
-    if not radius >= 0:
-        raise UserError(f"a radius must be a nonnegative number, not {radius}")
-    return radius
+    try:
+        number = float(radius)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number >= 0:
+        raise UserError(f"a radius must be a nonnegative number, not {radius!r}")
+    return number
 
 
 def _check_series(x: ArrayLike) -> np.ndarray:
     """One series as float64 (T, C)."""
-    series = np.asarray(x)
+    if np.ma.is_masked(x):
+        raise UserError("the series has values under a mask: fill them")
+    try:
+        series = np.asarray(x)
+    except ValueError:  # how NumPy refuses ragged lists
+        series = np.zeros((0,))
     if series.ndim not in (1, 2) or not series.size or series.dtype.kind not in "biuf":
         raise UserError(
             f"a series must be numbers (T, C) or (T,), not {series.dtype} of shape {series.shape}"
         )
     if not np.isfinite(series).all():
         raise UserError("the series contains NaN or infinity: no change to it is covered")
-    return series.astype(np.float64).reshape(len(series), -1)
+    with np.errstate(over="ignore"):
+        wide = series.astype(np.float64)
+    whole = series.dtype.kind in "iu"
+    if not np.isfinite(wide).all() or (whole and (wide.astype(series.dtype) != series).any()):
+        raise UserError("the series has values that float64 cannot hold: rescale it")
+    return wide.reshape(len(series), -1)
 
 
-def _limits(what: str, values: ArrayLike, channels: int) -> np.ndarray:
-    """Limits (C,) of each channel."""
-    limits = np.asarray(values, np.float64)
+def _limits(
+    what: str, values: ArrayLike, units: Sequence[float], channels: int, outward: float
+) -> np.ndarray:
+    """Limits (C,) of each channel, divided by its unit; rounded outward, to allow no less."""
+    try:
+        limits = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        limits = np.array(np.nan)
     if limits.shape not in ((), (channels,)) or not np.isfinite(limits).all():
         raise UserError(f"{what} must be a finite number, or one for each of {channels} channels")
-    return np.broadcast_to(limits, (channels,))
+    limits = np.broadcast_to(limits, (channels,))
+    if not units:
+        return limits
+    with np.errstate(over="ignore"):
+        divided = np.nextafter(limits / np.asarray(units), outward)
+    if not np.isfinite(divided).all():
+        raise UserError(f"{what} is too large for channels in units of {units}")
+    return divided

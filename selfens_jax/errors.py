@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def check_series(x: ArrayLike) -> np.ndarray:
     return narrow
 
 
-def check_resolution(x: np.ndarray, sigma: float) -> None:
+def check_resolution(x: np.ndarray, sigma: float, units: Sequence[float] = ()) -> None:
     """Refuses series whose sum with noise of this sigma float32 cannot hold finely enough.
 
     Near large values float32 has wide steps. Where they are not small against sigma, series that
@@ -84,6 +85,7 @@ def check_resolution(x: np.ndarray, sigma: float) -> None:
     Args:
       x: (..., T, C) float32.
       sigma: positive; what the steps must be small against.
+      units: (C,) that the channels were divided by, for a remedy in the user's own.
 
     Raises:
       UserError: if a step is above sigma / 64, or the sum would overflow.
@@ -100,6 +102,7 @@ def check_resolution(x: np.ndarray, sigma: float) -> None:
         channels = x.reshape(-1, x.shape[-1]).astype(np.float64)
         if x.size and np.ptp(channels, axis=0).max() < largest:
             middle = (channels.max(axis=0) + channels.min(axis=0)) / 2
+            middle = middle * np.asarray(units) if len(units) else middle
             named = ", ".join(f"{value:.9g}" for value in middle[:4])
             whose = "all series" if len(middle) == 1 else "each channel of all series"
             remedy = f"subtract a constant from {whose}, such as {named}, which changes no radius, "

@@ -11,8 +11,8 @@ from scipy import sparse
 from sklearn.exceptions import DataConversionWarning
 
 from selfens_jax import data, training
+from selfens_jax.data.splits import Split
 from selfens_jax.errors import UserError, check_number, check_whole
-from selfens_jax.splits import Split
 
 SEEDS = 2**32  # from 0 to below
 
@@ -24,6 +24,11 @@ def train_config(values: Mapping[str, Any]) -> training.TrainConfig:
         number[name] = check_number(name, values[name], -math.inf, math.inf)
     for name in ("num_members", "epochs", "batch_size"):
         number[name] = check_whole(name, values[name], 1)
+    if values.get("burst") is not None:
+        number["burst"] = check_whole("burst", values["burst"], 1)
+    for name in ("average", "consistency_weight", "entropy_weight"):
+        if values.get(name) is not None:
+            number[name] = check_number(name, values[name], -math.inf, math.inf)
     number["seed"] = check_seed("seed", values["seed"])
     return training.TrainConfig(**{**values, **number})
 

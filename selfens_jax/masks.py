@@ -1,4 +1,7 @@
-"""Random masks over time (Section 5.3 of the paper): 1 keeps a time step, 0 hides it.
+"""Masks over time: 1 keeps a time step, 0 hides it.
+
+`binomial` and `continuous` are the paper's (Section 5.3); `windows` are what training for bursts
+hides (`bursts`).
 
 Mask i depends on the key and i alone, so the first five of twenty masks are the five of a
 smaller ensemble. Every function can be traced: `num_masks`, `length` and `keep` are static.
@@ -11,7 +14,9 @@ import jax.numpy as jnp
 
 from selfens_jax.errors import UserError
 
-ENSEMBLES = ("single", "de", "mb", "mc")
+ENSEMBLES = ("single", "de", "mb", "mc", "mw")
+DESIGNS = ("independent", "balanced")
+CANDIDATES = 256  # continuous masks of which a balanced one is the best
 
 
 def binomial(key: jax.Array, num_masks: int, length: int, keep: float = 0.9) -> jax.Array:
@@ -62,21 +67,125 @@ def continuous(key: jax.Array, num_masks: int, length: int, keep: float = 0.9) -
     return _continuous_masks(key, num_masks, kept, hidden, longest)
 
 
-def draw(ensemble: str, key: jax.Array, num_masks: int, length: int, keep: float) -> jax.Array:
-    """The (m, T) masks of an ensemble: `mb` binomial, `mc` continuous, else all ones.
+def binomial_balanced(key: jax.Array, num_masks: int, length: int, keep: float = 0.9) -> jax.Array:
+    """Binomial masks of which every few in a row hide different time steps.
+
+    Each mask alone is one of `binomial`: it keeps every step independently with probability `keep`.
+    But no step is hidden twice by the first r = floor(1 / (1 - keep)) masks, nor by the next r, and
+    so on: two masks that keep half are each other's opposite.
+
+    Args, returns and raises: as `binomial`.
+    """
+    _check(num_masks, length, keep)
+    hidden = 1 - keep
+    together = num_masks  # r, but no more than there are
+    if hidden * num_masks > 1:
+        together = max(1, int(1 / hidden + 1e-9))
+    # A step has a uniform place in [0, 1), and a mask hides an interval of it.
+    rounds, places = divmod(jnp.arange(num_masks), together)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(rounds)
+    drawn = jax.vmap(lambda k: jax.random.uniform(k, (length,)))(keys)
+    begins, ends = places[:, None] * hidden, (places[:, None] + 1) * hidden  # one's end: the next's
+    return 1 - ((drawn >= begins) & (drawn < ends)).astype(jnp.float32)
+
+
+def continuous_balanced(
+    key: jax.Array, num_masks: int, length: int, keep: float = 0.9
+) -> jax.Array:
+    """Continuous masks that hide different time steps as far as they can.
+
+    Each is one that `continuous` can give: the one of `CANDIDATES` whose hidden steps the masks
+    before it hide the least often.
+
+    Args, returns and raises: as `continuous`.
+    """
+    _check(num_masks, length, keep)
+    return _continuous_balanced(key, num_masks, length, keep)
+
+
+def windows(key: jax.Array, num_masks: int, length: int, window: int, count: int = 2) -> jax.Array:
+    """Masks that hide some windows of consecutive time steps, each anywhere (M_W).
+
+    Each window lies inside the series, at a place that is uniform and independent of the others',
+    so that two may overlap.
 
     Args:
-      ensemble: one of `ENSEMBLES`.
-      key, num_masks, length, keep: as in `binomial`.
+      key, num_masks, length: as in `binomial`.
+      window: time steps of a window, from 1 to below `length`.
+      count: windows of a mask, at least 1.
+
+    Returns:
+      (m, T) float32 of zeros and ones.
 
     Raises:
-      UserError: if an argument of a mask is outside its range.
+      UserError: if an argument is outside its range.
     """
+    _check(num_masks, length, 1.0)
+    if not 1 <= window < length or count < 1:
+        raise UserError(
+            f"windows need 1 <= window < {length} time steps and count >= 1, not {window}, {count}"
+        )
+
+    def one(key: jax.Array) -> jax.Array:
+        starts = jax.random.randint(key, (count, 1), 0, length - window + 1)
+        after = jnp.arange(length) - starts
+        return ~((after >= 0) & (after < window)).any(axis=0)
+
+    return jax.vmap(one)(_one_key_each(key, num_masks)).astype(jnp.float32)
+
+
+def draw(
+    ensemble: str,
+    key: jax.Array,
+    num_masks: int,
+    length: int,
+    keep: float,
+    window: int = 0,
+    design: str = "independent",
+) -> jax.Array:
+    """The (m, T) masks of an ensemble: binomial, continuous, windows, or else all ones.
+
+    Args:
+      ensemble: one of `ENSEMBLES`; `mb`, `mc` and `mw` have masks.
+      key, num_masks, length, keep: as in `binomial`.
+      window: of `mw`, as in `windows`.
+      design: of `mb` and `mc`, one of `DESIGNS`: independent masks, or `balanced` ones.
+
+    Raises:
+      UserError: if an argument of a mask is outside its range, or as `check_design`.
+    """
+    check_design(design, ensemble)
+    balanced = design == "balanced"
     if ensemble == "mb":
-        return binomial(key, num_masks, length, keep)
+        return (binomial_balanced if balanced else binomial)(key, num_masks, length, keep)
     if ensemble == "mc":
-        return continuous(key, num_masks, length, keep)
+        return (continuous_balanced if balanced else continuous)(key, num_masks, length, keep)
+    if ensemble == "mw":
+        return windows(key, num_masks, length, window)
     return jnp.ones((num_masks, length), jnp.float32)
+
+
+def check_design(design: str, ensemble: str) -> None:
+    """Raises UserError for a design that there is not, or that the ensemble has no masks for."""
+    if not isinstance(design, str) or design not in DESIGNS:
+        raise UserError(f"unknown mask_design {design!r}; choose from {', '.join(DESIGNS)}")
+    if design != "independent" and ensemble not in ("mb", "mc"):
+        raise UserError(
+            f"mask_design {design} is of the masks of mb and mc; {ensemble} is certified without "
+            "any: leave it out"
+        )
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _continuous_balanced(key: jax.Array, num_masks: int, length: int, keep: float) -> jax.Array:
+    def next_mask(times: jax.Array, own: jax.Array) -> tuple[jax.Array, jax.Array]:
+        hidden = 1 - continuous(own, CANDIDATES, length, keep)
+        # Least also of sum(times^2) afterwards, which is that before + sum of 2 times + 1.
+        best = hidden[(hidden @ times).argmin()]
+        return times + best, 1 - best
+
+    _, masks = jax.lax.scan(next_mask, jnp.zeros(length), _one_key_each(key, num_masks))
+    return masks
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))

@@ -120,6 +120,9 @@ def most_false(num_series: int, alpha: float, rho: float = RHO) -> int:
     check_whole("num_series", num_series, 1)
     alpha, rho = check_alpha(alpha), check_number("rho", rho, 0, 1)
 
+    if num_series == 1:
+        return int(alpha > rho)
+
     def enough(q: int) -> bool:
         # P(Bin(N, alpha) > q) as an incomplete beta function, which SciPy knows to about 1e-13.
         return q == num_series or special.betainc(q + 1, num_series - q, alpha) <= rho * (1 - 1e-9)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
+from selfens_jax import backend
 from selfens_jax.correction import NOTHING_GIVEN_UP, Correction
 from selfens_jax.errors import UserError, check_number
 
@@ -223,6 +224,15 @@ def integers(first: jax.Array, second: jax.Array, high: jax.Array, low: jax.Arra
     high, low: from `thresholds`.
     """
     sign, u_high, u_low = first >> 31, first & jnp.uint32(2**31 - 1), second
+    search = _number_not_above if backend.on_cpu() else _number_not_above_unrolled
+    magnitude = len(high) - search(u_high, u_low, high, low)
+    return jnp.where(sign == 1, -magnitude, magnitude)
+
+
+def _number_not_above(
+    u_high: jax.Array, u_low: jax.Array, high: jax.Array, low: jax.Array
+) -> jax.Array:
+    """How many of the rising thresholds are not above u, int32."""
     count, last = len(high), len(high) - 1
 
     def is_below(place: jax.Array) -> jax.Array:
@@ -230,12 +240,24 @@ def integers(first: jax.Array, second: jax.Array, high: jax.Array, low: jax.Arra
         at = jnp.minimum(place, last)
         return (place < count) & (high[at] == u_high) & (low[at] <= u_low)
 
-    # |k| is the number of thresholds above u. Where high words are equal, which is rare, the low
-    # words decide.
-    place = jax.lax.while_loop(
+    # Where high words are equal, which is rare, the low words decide.
+    return jax.lax.while_loop(
         lambda place: is_below(place).any(),
         lambda place: jnp.where(is_below(place), place + 1, place),
         jnp.searchsorted(high, u_high, side="left").astype(jnp.int32),
     )
-    magnitude = count - place
-    return jnp.where(sign == 1, -magnitude, magnitude)
+
+
+def _number_not_above_unrolled(
+    u_high: jax.Array, u_low: jax.Array, high: jax.Array, low: jax.Array
+) -> jax.Array:
+    """The same by bisection of both words without a loop, which a GPU runs as one kernel.
+
+    Not for a CPU, whose compiler writes each step out for every use of the last one.
+    """
+    place = jnp.zeros(u_high.shape, jnp.int32)
+    for bit in reversed(range(len(high).bit_length())):
+        at = jnp.minimum(place + (1 << bit), len(high)) - 1
+        reached = (high[at] < u_high) | ((high[at] == u_high) & (low[at] <= u_low))
+        place = jnp.where(reached, at + 1, place)
+    return place

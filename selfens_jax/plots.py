@@ -10,6 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -83,6 +84,46 @@ def draw_certified_accuracy(
         ylabel="certified accuracy at r (%)",
     )
     axes.grid(alpha=0.3)
+
+
+def burst_curve(
+    lengths: np.ndarray,
+    shares: np.ndarray,
+    num_steps: int,
+    title: str,
+    note: str = "",
+    what: str = "certified accuracy",
+) -> bytes:
+    """A PNG of certified accuracy against the length of bursts.
+
+    Args:
+      lengths: (L,) steps of the bursts.
+      shares: (L,) of the series, for each.
+      num_steps: T, for a second axis, of the share of the series.
+      title, note, what: as in `certified_accuracy_curve`.
+    """
+    figure = new_figure(6.4, 4.2)
+    axes = figure.subplots()
+    axes.plot(lengths, 100 * shares, color=COLOURS[0], marker="o")
+    axes.set(
+        xlim=(0, 1.05 * lengths.max()),
+        ylim=(0, 103),
+        xlabel="burst length (time steps)",
+        ylabel=f"{what} (%)",
+        title=title,
+    )
+    axes.grid(alpha=0.3)
+    percent = 100 / num_steps
+
+    def to_percent(steps: "ArrayLike") -> np.ndarray:
+        return np.asarray(steps) * percent
+
+    def to_steps(share: "ArrayLike") -> np.ndarray:
+        return np.asarray(share) / percent
+
+    above = axes.secondary_xaxis("top", functions=(to_percent, to_steps))
+    above.set_xlabel("share of the series (%)")
+    return png(figure, title, note)
 
 
 def perturbations(

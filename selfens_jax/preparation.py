@@ -12,7 +12,7 @@ import numpy as np
 from selfens_jax.errors import UserError
 
 UNEQUAL = ("refuse", "pad", "cut", "resample")
-MISSING = ("refuse", "zero", "last", "linear")
+MISSING = ("refuse", "zero", "last", "linear", "hide")
 FILL_IT = "fill it (missing=zero, last or linear does)"
 ONE_LENGTH = "cut or pad all series to one length (unequal=pad, cut or resample does)"
 
@@ -20,6 +20,7 @@ _FILLED = {
     "zero": "missing values filled with zeros",
     "last": "missing values filled with the last one observed",
     "linear": "missing values interpolated linearly",
+    "hide": "missing values left unknown",
 }
 
 
@@ -37,7 +38,8 @@ class Preparation:
         in every channel are its end: so tables, the UCR archive's too, hold shorter series.
     missing: "refuse"; "zero"; "last": the last value observed before the gap, or the first one
         observed where the series begins with a gap; "linear": on the line between the two values
-        beside the gap, or the nearest value where the series begins or ends with it.
+        beside the gap, or the nearest value where the series begins or ends with it; "hide": they
+        stay unknown, for certificates against `bursts`, which no training series can.
     """
 
     unequal: str = "refuse"
@@ -50,6 +52,8 @@ class Preparation:
         ):
             if value not in known:
                 raise UserError(f"{what} {value!r} is unknown: use one of {', '.join(known)}")
+        if self.missing == "hide" and self.unequal == "resample":
+            raise UserError("unequal='resample' spreads what is missing: take 'pad' or 'cut'")
 
     @property
     def allows_gaps(self) -> bool:
@@ -88,7 +92,7 @@ def filled(series: np.ndarray, missing: str) -> np.ndarray:
     A channel without any value can only be filled with zeros.
     """
     gaps = np.isnan(series)
-    if missing == "refuse" or not gaps.any():
+    if missing in ("refuse", "hide") or not gaps.any():
         return series
     if missing == "zero":
         return np.where(gaps, 0.0, series)

@@ -8,13 +8,17 @@ Adam, with balanced class weights unless told otherwise; the learning rate halve
 loss has not improved for 50 epochs. The test split takes no part. At the end the BatchNorm
 statistics are estimated again under noise and masks with the final weights, because running
 averages over the last few small batches make the last model's accuracy swing.
+
+L is the cross-entropy of one view M * (x + noise) of each series, or another of `objectives`.
 """
 
+import contextlib
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +26,18 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from selfens_jax import masks, models
-from selfens_jax.errors import UserError, check_series
+from selfens_jax import attacks, backend, bursts, masks, models, objectives
+from selfens_jax.blocks import PRECISIONS
+from selfens_jax.ensembles import Network
+from selfens_jax.errors import UserError, check_series, check_whole
 from selfens_jax.models.layers import BATCH_NORM_MOMENTUM
 from selfens_jax.streams import stream
 
 Variables = dict[str, Any]
 CLASS_WEIGHTS = ("balanced", "none")
+# Settings that earlier versions did not have. Records leave them out at their defaults, so that
+# those of the same training stay the same.
+_ADDED = ("burst", "objective", "consistency_weight", "entropy_weight", "average", "precision")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +45,8 @@ class TrainConfig:
     """What a trained network depends on, besides its data and architecture.
 
     Attributes:
-      ensemble: `single` (no mask), `de` (several networks without a mask), `mb`, `mc`.
+      ensemble: `single` (no mask), `de` (several networks without a mask), `mb`, `mc`, or `mw` (one
+        network, trained with windows hidden, for certificates against `bursts`).
       sigma: standard deviation of the training noise, in the units of the series; 0 for none.
       keep: p, the share of time steps that a mask keeps.
       num_members: networks trained; 1 except for `de`.
@@ -47,6 +57,13 @@ class TrainConfig:
       learning_rate, plateau_*: Adam's rate, halved (factor) after `patience` epochs without a
         better training loss, down to `floor`.
       seed: fixes initialization, order, noise, masks and dropout.
+      burst: b, for `mw`: two windows are hidden of the length that certifies bursts of b steps.
+      objective: the loss, one of `objectives.OBJECTIVES`.
+      consistency_weight, entropy_weight: lambda and eta of the objective `consistency`.
+      average: if given, the network is the exponential average of the weights of all steps, each
+        step's times (1 - average) average^(steps after it); between 0 and 1, usually 0.99 or more.
+      precision: of products in training on an accelerator, one of `blocks.PRECISIONS`; a CPU
+        computes in float32.
     """
 
     ensemble: str = "mc"
@@ -62,12 +79,22 @@ class TrainConfig:
     plateau_floor: float = 1e-4
     recalibration_passes: int = 100
     seed: int = 0
+    burst: int | None = None
+    objective: str = "cross_entropy"
+    consistency_weight: float = objectives.CONSISTENCY
+    entropy_weight: float = objectives.ENTROPY
+    average: float | None = None
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         if self.ensemble not in masks.ENSEMBLES:
             raise UserError(
                 f"unknown ensemble {self.ensemble!r}; choose from {', '.join(masks.ENSEMBLES)}"
             )
+        if (self.burst is None) == (self.ensemble == "mw"):
+            raise UserError("burst is for the ensemble mw, which needs it")
+        if self.burst is not None:
+            check_whole("burst", self.burst, 1)
         if self.class_weights not in CLASS_WEIGHTS:
             raise UserError(
                 f"unknown class_weights {self.class_weights!r}; choose from "
@@ -86,6 +113,63 @@ class TrainConfig:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"seed must be in [0, 2**32), not {self.seed}")
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"unknown precision {self.precision!r}; choose from {', '.join(PRECISIONS)}"
+            )
+        self._check_objective()
+        if self.average is not None:
+            if not 0 < self.average < 1:
+                raise UserError(f"average must be between 0 and 1, not {self.average}")
+            if not self.recalibration_passes:
+                raise UserError(
+                    "average needs recalibration_passes: without them the statistics of BatchNorm "
+                    "are those of other weights"
+                )
+
+    def _check_objective(self) -> None:
+        """Raises UserError for an objective that there is not, or that other settings rule out."""
+        if self.objective not in tuple(objectives.OBJECTIVES):
+            raise UserError(
+                f"unknown objective {self.objective!r}; choose from "
+                f"{', '.join(objectives.OBJECTIVES)}"
+            )
+        masked = self.ensemble not in ("single", "de")
+        if self.objective == "ensemble" and self.ensemble not in ("mb", "mc"):
+            raise UserError(
+                f"the objective ensemble is for mb and mc, whose masks it averages over, not for "
+                f"{self.ensemble}"
+            )
+        if self.objective == "smoothmix" and self.sigma == 0:
+            raise UserError("the objective smoothmix moves series by sigmas: sigma must be above 0")
+        if self.objective != "cross_entropy" and self.sigma == 0 and not masked:
+            raise UserError(
+                f"the objective {self.objective} compares views of a series, which are all the "
+                f"same for {self.ensemble} with sigma 0"
+            )
+        for name in ("consistency_weight", "entropy_weight"):
+            value = getattr(self, name)
+            if not 0 <= value < 3e38:  # the numbers of float32
+                raise UserError(f"{name} must be a finite number >= 0, not {value}")
+            if value != _defaults()[name] and self.objective != "consistency":
+                raise UserError(f"{name} is of the objective consistency, not {self.objective}")
+
+    def settings(self) -> dict[str, Any]:
+        """For records: all of it, but what was added later and has its default."""
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if name not in _ADDED or value != _defaults()[name]
+        }
+
+
+def completed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of a training with all settings, also those that `TrainConfig.settings` left out."""
+    return {**{name: _defaults()[name] for name in _ADDED}, **record}
+
+
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 
 
 @jax.tree_util.register_dataclass
@@ -96,7 +180,7 @@ class TrainState:
     step: jax.Array
     params: Any  # trees of arrays
     batch_stats: Any
-    opt_state: Any  # of `Step.optimizer`: Adam's, then that of the plateaus
+    opt_state: Any  # of `Step.optimizer`: Adam's, that of the plateaus, and the average if any
 
     @property
     def variables(self) -> Variables:
@@ -127,6 +211,7 @@ class Step:
     model: nn.Module
     ensemble: str
     keep: float
+    burst: int | None
     num_examples: int
     steps_per_epoch: int
     batch_size: int
@@ -134,9 +219,19 @@ class Step:
     plateau_factor: float
     plateau_patience: int
     plateau_floor: float
+    objective: str
+    consistency_weight: float
+    entropy_weight: float
+    average: float | None
+
+    @property
+    def views(self) -> int:
+        """k, of each series in a step."""
+        return objectives.OBJECTIVES[self.objective].views
 
     @property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
+        averages = () if self.average is None else (_average_of_weights(self.average),)
         return optax.chain(
             optax.adam(self.learning_rate),
             optax.contrib.reduce_on_plateau(
@@ -145,7 +240,27 @@ class Step:
                 min_scale=min(1.0, self.plateau_floor / self.learning_rate),
                 accumulation_size=self.steps_per_epoch,
             ),
+            *averages,
         )
+
+
+class _Average(NamedTuple):
+    """sum_t (1 - decay) decay^(steps after t) * weights_t, a tree like the weights."""
+
+    total: Any
+
+
+def _average_of_weights(decay: float) -> optax.GradientTransformation:
+    """Leaves updates alone, and keeps an average of the weights that they lead to."""
+
+    def init(params: Any) -> _Average:
+        return _Average(jax.tree.map(jnp.zeros_like, params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, _Average]:
+        latest = optax.apply_updates(params, updates)
+        return updates, _Average(optax.incremental_update(latest, state.total, 1 - decay))
+
+    return optax.GradientTransformation(init, update)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +288,7 @@ class Trainer:
             model=self.model,
             ensemble=config.ensemble,
             keep=config.keep,
+            burst=config.burst,
             num_examples=self.num_examples,
             steps_per_epoch=self.steps_per_epoch,
             batch_size=-(-self.num_examples // self.steps_per_epoch),
@@ -180,6 +296,10 @@ class Trainer:
             plateau_factor=config.plateau_factor,
             plateau_patience=config.plateau_patience,
             plateau_floor=config.plateau_floor,
+            objective=config.objective,
+            consistency_weight=config.consistency_weight,
+            entropy_weight=config.entropy_weight,
+            average=config.average,
         )
 
 
@@ -198,22 +318,21 @@ def init_states(trainer: Trainer, x: np.ndarray) -> States:
       UserError: if the network is none that `fit` can train.
     """
     _check_arguments(trainer.model)
-
-    @jax.jit
-    def init(key: jax.Array) -> TrainState:
-        variables = dict(_init(trainer.model, key, jnp.zeros((1, *x.shape[1:])))[1])
-        params, batch_stats = variables.pop("params", {}), variables.pop("batch_stats", {})
-        if variables:
-            raise UserError(
-                f"the network has the variables {', '.join(variables)}; what can be trained has "
-                "params, and batch_stats at most"
-            )
-        opt_state = trainer.step.optimizer.init(params)
-        return TrainState(jnp.int32(0), params, batch_stats, opt_state)
-
     seed = trainer.config.seed
-    members = range(trainer.config.num_members)
-    return tuple(init(stream(seed, "initialization", member)) for member in members)
+    keys = [stream(seed, "initialization", member) for member in range(trainer.config.num_members)]
+    return tuple(_fresh_state(trainer.step, x.shape[1:], key) for key in keys)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _fresh_state(step: Step, shape: tuple[int, ...], key: jax.Array) -> TrainState:
+    variables = dict(_init(step.model, key, jnp.zeros((1, *shape)))[1])
+    params, batch_stats = variables.pop("params", {}), variables.pop("batch_stats", {})
+    if variables:
+        raise UserError(
+            f"the network has the variables {', '.join(variables)}; what can be trained has "
+            "params, and batch_stats at most"
+        )
+    return TrainState(jnp.int32(0), params, batch_stats, step.optimizer.init(params))
 
 
 def _init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
@@ -265,14 +384,19 @@ def train_step(
     Returns:
       The next state, and the step's loss, accuracy and learning rate.
     """
-    rows, inputs, dropout_key = _inputs(step, noise, state.step, x)  # M * (x + sigma * noise)
-    labels = y[rows]
+    rows, own, dropout_key = _due(step, noise, state.step)
+    series, labels = x[rows], y[rows]
+    views = noisy_masked_views(step, own, series)  # M * (x + sigma * noise), k of each series
+    mixed = _mixed(step, own, state, series, labels) if step.objective == "smoothmix" else None
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, batch_stats = _apply_in_training(step.model, variables, inputs, dropout_key)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        loss = jnp.average(losses, weights=class_weights[labels])
+        logits, batch_stats = _logits_of_views(step, variables, views, dropout_key)
+        others = ()
+        if mixed is not None:  # whose statistics are left out: evaluation is not of mixed series
+            key = jax.random.fold_in(dropout_key, 1)
+            others = (_logits_of_views(step, variables, mixed.views, key)[0], mixed.shares)
+        loss = _loss(step, state.step, logits, labels, class_weights[labels], *others)
         return loss, (logits, batch_stats)
 
     (loss, (logits, batch_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
@@ -285,16 +409,88 @@ def train_step(
     metrics = {
         "loss": loss,
         "accuracy": (logits.argmax(axis=-1) == labels).mean(),
-        "learning_rate": step.learning_rate * next_state.opt_state[-1].scale,
+        "learning_rate": step.learning_rate * next_state.opt_state[1].scale,
     }
     return next_state, metrics
 
 
-def noisy_masked(step: Step, noise: Noise, x: jax.Array) -> jax.Array:
+def _logits_of_views(
+    step: Step, variables: Variables, views: jax.Array, dropout_key: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Logits (k, B, K) of views (k B, T, C) in training, in one batch; the statistics after it."""
+    logits, batch_stats = _apply_in_training(step.model, variables, views, dropout_key)
+    return logits.reshape(step.views, -1, logits.shape[-1]), batch_stats
+
+
+def _loss(
+    step: Step,
+    number: jax.Array,
+    logits: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    mixed_logits: jax.Array | None = None,
+    shares: jax.Array | None = None,
+) -> jax.Array:
+    """The objective of step `number`; the other arguments are as in `objectives`."""
+    if step.objective == "ensemble":
+        return objectives.ensemble(logits, labels, weights)
+    if step.objective not in objectives.WARM_UP:
+        return objectives.cross_entropy(logits, labels, weights)
+    epochs = objectives.WARM_UP[step.objective]
+    so_far = objectives.warm_up(number // step.steps_per_epoch, epochs)
+    if mixed_logits is not None and shares is not None:
+        return objectives.smoothmix(logits, mixed_logits, shares, labels, weights, so_far)
+    agreement, certainty = so_far * step.consistency_weight, so_far * step.entropy_weight
+    return objectives.consistency(logits, labels, weights, agreement, certainty)
+
+
+class _Mixed(NamedTuple):
+    """What `smoothmix` shows a network besides."""
+
+    views: jax.Array  # (k B, T, C) of (1 - share) x + share x'
+    shares: jax.Array  # (B,)
+
+
+def _mixed(step: Step, noise: Noise, state: TrainState, x: jax.Array, labels: jax.Array) -> _Mixed:
+    """Series x (B, T, C) on the way to x', which is less like their class to the network.
+
+    x' is one step of ascent away, on the loss of the mean of the same views in evaluation.
+    """
+    network = Network(step.model, state.variables)
+
+    def loss_of(series: Any) -> jax.Array:
+        views = noisy_masked_views(step, noise, series).reshape(step.views, *series.shape)
+        return attacks.mean_loss(network, jnp.swapaxes(views, 0, 1), labels)
+
+    step_sizes = objectives.ASCENT * noise.sigma * jnp.ones(len(x))
+    moved = attacks.climbed(loss_of, x, step_sizes)
+    # A key that no view has; the least share is that of float32, not 0.
+    key = jax.random.fold_in(noise.key, step.views + 1)
+    shares = jax.random.uniform(key, (len(x),), minval=2.0**-24) / 2
+    share = shares[:, None, None]
+    return _Mixed(noisy_masked_views(step, noise, (1 - share) * x + share * moved), shares)
+
+
+def noisy_masked_views(step: Step, noise: Noise, x: jax.Array) -> jax.Array:
+    """k views of every series of x (B, T, C), (k B, T, C); first the first of all series.
+
+    Noise and mask are fresh for each view; where views share the noise, the mask alone.
+    """
+    views = [noisy_masked(step, noise, x, view) for view in range(step.views)]
+    return views[0] if len(views) == 1 else jnp.concatenate(views)
+
+
+def noisy_masked(step: Step, noise: Noise, x: jax.Array, view: int = 0) -> jax.Array:
     """M * (x + sigma * noise) with a fresh mask and noise for every series of x (B, T, C)."""
     noise_key, mask_key = jax.random.split(noise.key)
+    if view:  # 0 and 1 are the keys that were split off just now: to fold them in gives them again
+        own_key, mask_key = jax.random.split(jax.random.fold_in(noise.key, 1 + view))
+        shares_noise = objectives.OBJECTIVES[step.objective].shares_noise
+        noise_key = noise_key if shares_noise else own_key
     noisy = x + noise.sigma * jax.random.normal(noise_key, x.shape)
-    mask = masks.draw(step.ensemble, mask_key, x.shape[0], x.shape[1], step.keep)
+    number, length = x.shape[:2]
+    window = 0 if step.burst is None else bursts.windows(length, step.burst).size
+    mask = masks.draw(step.ensemble, mask_key, number, length, step.keep, window)
     return mask[:, :, None] * noisy
 
 
@@ -365,7 +561,7 @@ def train_side_by_side(
         if a loss or a weight is no finite number, before anything of that epoch is handed on.
     """
     flat = tuple(state for members in states for state in members)
-    configs = [dataclasses.replace(t.config, sigma=0.0, seed=0) for t in trainers]
+    configs = [dataclasses.replace(t.config, sigma=1.0, seed=0) for t in trainers]
     (step, *others), steps = {t.step for t in trainers}, {int(s.step) for s in flat}
     if others or len(set(configs)) > 1 or len(steps) > 1:
         raise UserError("runs trained side by side may differ in sigma and seed only")
@@ -378,7 +574,8 @@ def train_side_by_side(
     while done < config.epochs:
         epochs = min(epochs_per_report, config.epochs - done)
         number = epochs * step.steps_per_epoch
-        flat, metrics = _advance(step, weights, noise, flat, series, labels, number)
+        with _precision_of(config):
+            flat, metrics = _advance(step, weights, noise, flat, series, labels, number)
         runs = [slice(run * members, (run + 1) * members) for run in range(len(trainers))]
         reports = [
             (flat[run], _rows({name: metrics[name][run] for name in metrics}, done, epochs))
@@ -462,13 +659,16 @@ def _num_classes(model: nn.Module, x: np.ndarray, y: np.ndarray) -> int:
 def recalibrated(trainer: Trainer, x: np.ndarray, states: States) -> tuple[Variables, ...]:
     """Each member's final variables: its weights, with BatchNorm statistics estimated again.
 
-    The statistics are averages over `recalibration_passes` noisy, masked batches of the training
+    The weights are the average of those of all steps, if the configuration asks for it. The
+    statistics are averages over `recalibration_passes` noisy, masked batches of the training
     series; one step's batch at a time, so that they are what BatchNorm saw in training.
 
     Raises:
       UserError: if a weight or statistic is not a finite number.
     """
     passes = trainer.config.recalibration_passes
+    if trainer.config.average is not None:
+        states = tuple(_averaged(state, trainer.config.average) for state in states)
     if not passes or not jax.tree.leaves(states[0].batch_stats):
         return tuple(state.variables for state in states)
     series = jnp.asarray(x)
@@ -477,13 +677,32 @@ def recalibrated(trainer: Trainer, x: np.ndarray, states: States) -> tuple[Varia
     for noise, state in zip(trainer.noise("recalibration"), states, strict=True):
         total = jax.tree.map(jnp.zeros_like, state.batch_stats)
         for number in range(passes):
-            total = _add_batch_stats(
-                trainer.step, momentum, total, state.params, series, noise, jnp.int32(number)
-            )
+            with _precision_of(trainer.config):
+                total = _add_batch_stats(
+                    trainer.step, momentum, total, state.params, series, noise, jnp.int32(number)
+                )
         batch_stats = jax.tree.map(lambda leaf: leaf / passes, total)
         finished.append({"params": state.params, "batch_stats": batch_stats})
     check_finite(finished, "the trained network", "lower the learning rate")
     return tuple(finished)
+
+
+def _precision_of(config: TrainConfig) -> contextlib.AbstractContextManager[Any]:
+    """Inside, products are computed as the configuration says; a CPU has one way."""
+    if backend.on_cpu():
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision(config.precision)
+
+
+def _averaged(state: TrainState, decay: float) -> TrainState:
+    """A state with the average of its weights in their place, as `recalibrated` says."""
+    if not int(state.step):
+        return state
+    # The average began at 0, which has the share decay^steps of it. In float64: a decay near 1
+    # is 1 in float32.
+    known = -math.expm1(int(state.step) * math.log(decay))
+    average = jax.tree.map(lambda leaf: leaf / known, state.opt_state[-1].total)
+    return dataclasses.replace(state, params=average)
 
 
 def _batch_norm_momentum(model: nn.Module, state: TrainState, x: jax.Array) -> tuple[float, ...]:
@@ -552,15 +771,12 @@ def fit(
     return recalibrated(trainer, x, states), history
 
 
-def _inputs(
-    step: Step, noise: Noise, number: jax.Array, x: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """A step's rows of x, what the network is shown of them, and the step's key for dropout."""
+def _due(step: Step, noise: Noise, number: jax.Array) -> tuple[jax.Array, Noise, jax.Array]:
+    """A step's rows of the series, its own noise, and its key for dropout."""
     order_key, step_key = (jax.random.fold_in(noise.key, which) for which in (0, 1))
     rows = _batch_rows(step, order_key, number)
     inputs_key, dropout_key = jax.random.split(jax.random.fold_in(step_key, number))
-    this_step = dataclasses.replace(noise, key=inputs_key)
-    return rows, noisy_masked(step, this_step, x[rows]), dropout_key
+    return rows, dataclasses.replace(noise, key=inputs_key), dropout_key
 
 
 def _batch_rows(step: Step, key: jax.Array, number: jax.Array) -> jax.Array:
@@ -588,7 +804,7 @@ def _advance(
     convolutions slower than one after another: there, a Python loop over one compiled step. On an
     accelerator, one call scans over all steps with the networks side by side.
     """
-    if jax.default_backend() == "cpu":
+    if backend.on_cpu():
         ends, metrics = [], []
         for own_noise, state in zip(noise, states, strict=True):
             rows = []
@@ -598,10 +814,8 @@ def _advance(
             ends.append(state)
             metrics.append(jax.tree.map(lambda *leaves: np.stack(leaves), *rows))
         return tuple(ends), jax.tree.map(lambda *leaves: np.stack(leaves), *metrics)
-    stacked, metrics = _scanned_steps(
-        step, class_weights, models.stack(noise), models.stack(states), x, y, number
-    )
-    return models.unstack(stacked), jax.tree.map(np.asarray, metrics)
+    ends, metrics = _scanned_steps(step, class_weights, noise, states, x, y, number)
+    return ends, jax.tree.map(np.asarray, metrics)
 
 
 _compiled_step: Callable[..., Any] = jax.jit(train_step, static_argnums=0)
@@ -611,18 +825,19 @@ _compiled_step: Callable[..., Any] = jax.jit(train_step, static_argnums=0)
 def _scanned_steps(
     step: Step,
     class_weights: jax.Array,
-    noise: Noise,
-    stacked: TrainState,
+    noise: tuple[Noise, ...],
+    states: States,
     x: jax.Array,
     y: jax.Array,
     number: int,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[States, dict[str, jax.Array]]:
     def one_network(noise: Noise, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
         return jax.lax.scan(
             lambda s, _: train_step(step, class_weights, noise, s, x, y), state, length=number
         )
 
-    return jax.vmap(one_network)(noise, stacked)
+    ends, metrics = jax.vmap(one_network)(models.stack(noise), models.stack(states))
+    return models.unstack(ends), metrics
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -635,7 +850,8 @@ def _add_batch_stats(
     noise: Noise,
     number: jax.Array,
 ) -> Any:
-    _, inputs, dropout_key = _inputs(step, noise, number, x)
+    rows, own, dropout_key = _due(step, noise, number)
+    inputs = noisy_masked(step, own, x[rows])
     # BatchNorm's update is momentum * old + (1 - momentum) * batch; from zeros, the batch's part.
     variables = {"params": params, "batch_stats": jax.tree.map(jnp.zeros_like, total)}
     _, updated = _apply_in_training(step.model, variables, inputs, dropout_key)

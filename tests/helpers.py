@@ -1,6 +1,10 @@
 """Small networks, noise and statistics that several tests share."""
 
+import json
 import math
+import pathlib
+import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +77,13 @@ def grid_noise(key: jax.Array, shape: tuple[int, ...], sigma: float, grid: float
     magnitude = -special.ndtri((u + 0.5) / 2.0**64)
     steps = np.floor(magnitude * sigma / grid + 0.5)
     return np.where(first < 2**31, steps, -steps) * grid
+
+
+def read_record(path: pathlib.Path) -> dict[str, Any]:
+    """A .json that a script wrote, whose last entry is the CRC-32 of the others."""
+    record = json.loads(path.read_text())
+    assert record.popitem() == ("crc32", f"{zlib.crc32(json.dumps(record).encode()):08x}")
+    return record
 
 
 def assert_same(first, second) -> None:

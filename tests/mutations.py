@@ -78,7 +78,11 @@ TRAIN = "experiments/train.py"
 SEQUENTIAL = "selfens_jax/sequential.py"
 COVERAGE = "selfens_jax/coverage.py"
 EXACT = "selfens_jax/exact.py"
-SUMMARIES = "experiments/common/summaries.py"
+BURSTS = "selfens_jax/bursts.py"
+DOUBLE_MASKING = "experiments/common/double_masking.py"
+SPLITS = "selfens_jax/data/splits.py"
+MASKS = "selfens_jax/masks.py"
+OBJECTIVES = "selfens_jax/objectives.py"
 
 ENUMERATION = (
     "test_soundness.py::test_the_default_is_false_at_most_alpha_by_enumeration[{alpha}-60-2]"
@@ -113,6 +117,15 @@ GRID_SAMPLES = "test_noise.py::test_samples_have_the_distribution"
 GRID_SHOWN = "test_noise.py::test_a_classifier_is_shown_the_nearest_grid_point_and_its_noise"
 GRID_OPTIONS = "test_noise_options.py::test_each_grid_is_recorded_and_has_a_log_of_its_own"
 MARGINS_CHECKED = "test_recomputed_margins.py::test_the_check_is_that_of_the_formulas"
+EVERY_BURST = "test_bursts.py::test_every_burst_lies_in_a_window"
+RULE = "test_bursts.py::test_the_answer_is_that_of_the_definition"
+EXHAUSTIVE = "test_bursts.py::test_no_burst_changes_a_certified_answer"
+GAPS = "test_bursts.py::test_a_gap_in_one_window_is_certified_whatever_it_hid"
+PAIRS_AGREE = "test_bursts.py::test_what_is_certified_is_what_the_pairs_agree_on"
+BURST_CELLS = "test_burst_scripts.py::test_every_cell_and_line"
+BURST_NOISE = "test_burst_scripts.py::test_with_noise"
+OWN_UNITS = "test_channel_units.py::test_what_certify_says_is_in_own_units"
+CLASS_WEIGHTS_IN_ALL = "test_objectives.py::test_the_loss_of_a_step_has_class_weights_in_all_terms"
 HAIR = "test_recomputed_rounding.py::test_evidence_a_hair_above_alpha_decides_nothing"
 
 MUTATIONS = (
@@ -283,7 +296,7 @@ MUTATIONS = (
         "noise reused by every block of draws",
         CERTIFICATION,
         "jax.random.fold_in, example_key))(block.draws)",
-        "jax.random.fold_in, example_key))(block.draws % blocks.default_draws_per_block())",
+        "jax.random.fold_in, example_key))(block.draws % blocks.default_draws_per_block(128))",
         ("test_faults.py::test_every_block_of_draws_and_every_example_has_noise_of_its_own",),
     ),
     Mutation(
@@ -296,8 +309,8 @@ MUTATIONS = (
     Mutation(
         "votes of the masks averaged instead of their logits",
         ENSEMBLES,
-        "self.variables, v))(masked)\n\n" + MEAN,
-        "self.variables, v))(masked)\n\n"
+        "reshape(*masked.shape[:2], -1)\n\n" + MEAN,
+        "reshape(*masked.shape[:2], -1)\n\n"
         + MEAN.replace("self.logits(x)", "jax.nn.one_hot(self.logits(x).argmax(-1), 3)"),
         (MEAN_LOGITS,),
     ),
@@ -313,8 +326,8 @@ MUTATIONS = (
     Mutation(
         "softmax before the mean over masks",
         ENSEMBLES,
-        "self.variables, v))(masked)\n\n" + MEAN,
-        "self.variables, v))(masked)\n\n"
+        "reshape(*masked.shape[:2], -1)\n\n" + MEAN,
+        "reshape(*masked.shape[:2], -1)\n\n"
         + MEAN.replace("self.logits(x)", "jax.nn.softmax(self.logits(x))"),
         (MEAN_LOGITS,),
     ),
@@ -437,15 +450,36 @@ MUTATIONS = (
     Mutation(
         "the low words not looked at",
         NOISE,
-        "(high[at] == u_high) & (low[at] <= u_low)",
-        "(high[at] == u_high)",
+        "(place < count) & (high[at] == u_high) & (low[at] <= u_low)",
+        "(place < count) & (high[at] == u_high)",
+        (COUNTED_INTEGERS,),
+    ),
+    Mutation(
+        "an accelerator does not look at the low words",
+        NOISE,
+        "| ((high[at] == u_high) & (low[at] <= u_low))",
+        "| (high[at] == u_high)",
+        (COUNTED_INTEGERS,),
+    ),
+    Mutation(
+        "an accelerator counts a number as below a threshold that it equals",
+        NOISE,
+        "| ((high[at] == u_high) & (low[at] <= u_low))",
+        "| ((high[at] == u_high) & (low[at] < u_low))",
+        (COUNTED_INTEGERS,),
+    ),
+    Mutation(
+        "an accelerator's bisection starts one bit too low",
+        NOISE,
+        "reversed(range(len(high).bit_length()))",
+        "reversed(range(len(high).bit_length() - 1))",
         (COUNTED_INTEGERS,),
     ),
     Mutation(
         "a number counted as below a threshold that it equals",
         NOISE,
-        "(low[at] <= u_low)",
-        "(low[at] < u_low)",
+        "(place < count) & (high[at] == u_high) & (low[at] <= u_low)",
+        "(place < count) & (high[at] == u_high) & (low[at] < u_low)",
         (COUNTED_INTEGERS,),
     ),
     Mutation(
@@ -544,9 +578,44 @@ MUTATIONS = (
     Mutation(
         "a fast convolution one step off for kernels of even length",
         CONVOLUTION,
-        "(length - 1) // 2",
-        "length // 2",
+        "-(-length // 2), (length - 1) // 2",
+        "-(-length // 2), length // 2",
         ("test_convolution.py::test_it_is_the_convolution",),
+    ),
+    Mutation(
+        "kernels of an accelerator filled up a step off",
+        CONVOLUTION,
+        "before = (length - 1) // 2 - (len(kernel) - 1) // 2",
+        "before = (length - len(kernel)) // 2",
+        ("test_backend.py::test_convolutions_and_their_gradients_are_the_same",),
+    ),
+    Mutation(
+        "an accelerator's masks in the rows of other series",
+        ENSEMBLES,
+        ".reshape(*masked.shape[:2], -1)",
+        ".reshape(x.shape[0], -1, masked.shape[0]).T",
+        ("test_backend.py::test_ensembles_have_the_same_logits",),
+    ),
+    Mutation(
+        "an accelerator computes one block too few",
+        BLOCKS,
+        "jax.lax.fori_loop(0, number, put, zeros)",
+        "jax.lax.fori_loop(1, number, put, zeros)",
+        ("test_backend.py::test_counts_are_those_of_a_cpu",),
+    ),
+    Mutation(
+        "an accelerator computes all that a call could hold",
+        BLOCKS,
+        "jax.lax.fori_loop(0, number, put, zeros)",
+        "jax.lax.fori_loop(0, len(each[0]), put, zeros)",
+        ("test_backend.py::test_only_the_blocks_there_are_are_computed",),
+    ),
+    Mutation(
+        "results of several devices read in another order",
+        BLOCKS,
+        "blocks % devices * (per_call // devices) + blocks // devices",
+        "blocks",
+        ("test_backend.py::test_counts_are_those_of_a_cpu",),
     ),
     Mutation(
         "even steps of the series where the next are due",
@@ -761,8 +830,8 @@ MUTATIONS = (
     Mutation(
         "masks that keep the usual share",
         RUN,
-        "key, num_masks, length, keep)",
-        "key, num_masks, length, 0.9)",
+        "key, num_masks, length, keep, design",
+        "key, num_masks, length, 0.9, design",
         (COUNTED,),
     ),
     Mutation(
@@ -862,6 +931,58 @@ MUTATIONS = (
         "if m > FLAGS.num_random_masks:",
         "if m >= FLAGS.num_random_masks:",
         (MARGINS_CHECKED,),
+    ),
+    Mutation(
+        "consistency without class weights",
+        OBJECTIVES,
+        "    more = jnp.average(agreement * divergence + certainty * entropy, weights=weights)",
+        "    more = jnp.average(agreement * divergence + certainty * entropy)",
+        ("test_objectives.py::test_consistency_by_hand", CLASS_WEIGHTS_IN_ALL),
+    ),
+    Mutation(
+        "mixed series without class weights",
+        OBJECTIVES,
+        "jnp.average(jnp.where(right, divergence, 0.0), weights=weights)",
+        "jnp.average(jnp.where(right, divergence, 0.0))",
+        ("test_objectives.py::test_smoothmix_by_hand", CLASS_WEIGHTS_IN_ALL),
+    ),
+    Mutation(
+        "the divergence the wrong way round",
+        OBJECTIVES,
+        "    divergence = (p * (log_p - log_p_i)).sum(axis=-1).mean(axis=0)",
+        "    divergence = (jnp.exp(log_p_i) * (log_p_i - log_p)).sum(axis=-1).mean(axis=0)",
+        (
+            "test_objectives.py::test_the_divergence_is_from_the_mean",
+            "test_objectives.py::test_consistency_by_hand",
+        ),
+    ),
+    Mutation(
+        "the second view has the noise of the first",
+        TRAINING,
+        "noise_key = noise_key if shares_noise else own_key",
+        "noise_key = noise_key",
+        ("test_objectives.py::test_views_have_noise_of_their_own",),
+    ),
+    Mutation(
+        "the second view has the mask's key of the first",
+        TRAINING,
+        "jax.random.fold_in(noise.key, 1 + view))",
+        "jax.random.fold_in(noise.key, view))",
+        ("test_objectives.py::test_keys_of_views_are_none_of_those_before",),
+    ),
+    Mutation(
+        "the average is not corrected for its beginning",
+        TRAINING,
+        "lambda leaf: leaf / known",
+        "lambda leaf: leaf",
+        ("test_objectives.py::test_the_average_is_that_of_all_steps",),
+    ),
+    Mutation(
+        "another objective is taken for the default",
+        TRAINED,
+        "runs.differences(training.completed(config), asked)",
+        'runs.differences({**config, "objective": asked.get("objective")}, asked)',
+        ("test_objectives.py::test_it_is_not_taken_for_the_default_or_another",),
     ),
     Mutation(
         "--class_weights not used in training",
@@ -1035,8 +1156,8 @@ MUTATIONS = (
     Mutation(
         "what every radius covers is that of the first series",
         CERTIFY,
-        "covered = [coverage.cover(r, x) for r, x in zip(certified.radius, series, strict=True)]",
-        "covered = [coverage.cover(r, series[0]) for r in certified.radius]",
+        "covered = [coverage.cover(radius, x, units=units) for radius, x in rows]",
+        "covered = [coverage.cover(radius, series[0], units=units) for radius, _ in rows]",
         ("test_covered_scripts.py::test_the_record_has_what_every_radius_covers",),
     ),
     Mutation(
@@ -1066,6 +1187,181 @@ MUTATIONS = (
         "        if not certified.valid:\n            return []\n",
         "",
         ("test_covered_scripts.py::test_certificates_that_do_not_hold_cover_nothing",),
+    ),
+    # Bursts
+    Mutation(
+        "windows one step too short",
+        BURSTS,
+        "return self.burst + self.stride - 1",
+        "return self.burst + self.stride - 2",
+        (EVERY_BURST, EXHAUSTIVE),
+    ),
+    Mutation(
+        "no window at the end",
+        BURSTS,
+        "return np.unique([*range(0, last, self.stride), last])",
+        "return np.unique([*range(0, last + 1, self.stride)])",
+        (EVERY_BURST, EXHAUSTIVE),
+    ),
+    Mutation(
+        "a pair hides one window only",
+        BURSTS,
+        "return ~(self.hidden[i] | self.hidden[j])",
+        "return ~self.hidden[i]",
+        (PAIRS_AGREE,),
+    ),
+    Mutation(
+        "certified by single windows",
+        BURSTS,
+        "        return _is_one_class(classes)\n",
+        "        return _is_one_class(classes.diagonal())\n",
+        (EXHAUSTIVE, PAIRS_AGREE),
+    ),
+    Mutation(
+        "NaN can be certified",
+        BURSTS,
+        "return bool((classes == classes.flat[0]).all() and classes.flat[0] != NO_CLASS)",
+        "return bool((classes == classes.flat[0]).all())",
+        ("test_bursts.py::test_nan_is_no_class",),
+    ),
+    Mutation(
+        "the rule takes the majority",
+        BURSTS,
+        "    for window in np.flatnonzero(alone != majority):\n",
+        "    for window in np.flatnonzero(alone == NO_CLASS - 1):\n",
+        (RULE, EXHAUSTIVE),
+    ),
+    Mutation(
+        "the rule takes any window that contradicts",
+        BURSTS,
+        "if (classes[window] == alone[window]).all():",
+        "if (classes[window] == alone[window]).any():",
+        (RULE, EXHAUSTIVE),
+    ),
+    Mutation(
+        "a burst is multiplied, not replaced",
+        BURSTS,
+        "known = np.isfinite(x.astype(np.float32))",
+        "known = np.isfinite(x.astype(np.float32)) | True",
+        (EXHAUSTIVE,),
+    ),
+    Mutation(
+        "a gap need not lie in one window",
+        BURSTS,
+        "covering = (windows.hidden | ~lacking[row]).all(axis=1) if lacks[row] else None",
+        "covering = (windows.hidden & lacking[row]).any(axis=1) if lacks[row] else None",
+        (GAPS,),
+    ),
+    Mutation(
+        "every pair at level alpha",
+        BURSTS,
+        "certify_counts(counts, sigma, alpha / pairs, given_up=given_up)",
+        "certify_counts(counts, sigma, alpha, given_up=given_up)",
+        ("test_bursts.py::test_certificates_of_pairs_share_alpha", BURST_NOISE),
+    ),
+    Mutation(
+        "the radius of the first pair",
+        BURSTS,
+        "radius = found.radius.min(axis=1)",
+        "radius = found.radius[:, 0]",
+        ("test_bursts.py::test_certificates_of_pairs_share_alpha",),
+    ),
+    Mutation(
+        "pairs of windows without noise",
+        BURSTS,
+        "    series = noised(block)\n",
+        "    series = block.series + 0 * noised(block)\n",
+        ("test_bursts.py::test_votes_of_a_pair_are_those_of_its_masked_network",),
+    ),
+    Mutation(
+        "bursts of series that scale themselves",
+        BURSTS,
+        'if scaling == "z_score":',
+        'if scaling == "z-score":',
+        ("test_burst_scripts.py::test_series_scaled_by_themselves_are_not_certified",),
+    ),
+    Mutation(
+        "the stride that was asked for is left out",
+        DOUBLE_MASKING,
+        'bursts.windows(described["length"], burst, FLAGS.stride)',
+        'bursts.windows(described["length"], burst, None)',
+        (BURST_CELLS,),
+    ),
+    Mutation(
+        "radii beside bursts ignore the grid",
+        DOUBLE_MASKING,
+        "given_up = noise.given_up(settings)",
+        "given_up = noise.given_up({**settings, 'grid': settings['grid'] / 2**20})",
+        (BURST_NOISE,),
+    ),
+    Mutation(
+        "training hides one window of two",
+        MASKS,
+        "return ~((after >= 0) & (after < window)).any(axis=0)",
+        "return ~((after >= 0) & (after < window))[0]",
+        ("test_masks.py::test_two_windows_are_independent",),
+    ),
+    Mutation(
+        "balanced binomial masks of all rounds from one key",
+        MASKS,
+        "keys = jax.vmap(partial(jax.random.fold_in, key))(rounds)",
+        "keys = jax.vmap(partial(jax.random.fold_in, key))(0 * rounds)",
+        ("test_masks.py::test_a_balanced_binomial_mask_is_a_binomial_mask",),
+    ),
+    Mutation(
+        "balanced continuous masks that do not look at those before",
+        MASKS,
+        "return times + best, 1 - best",
+        "return times, 1 - best",
+        (
+            "test_masks.py::test_balanced_continuous_masks_are_continuous_and_hide_steps_more_evenly[0.9-6-3]",
+        ),
+    ),
+    Mutation(
+        "independent masks recorded as balanced",
+        "selfens_jax/runs/run.py",
+        "num_masks, length, keep, design=mask_design))",
+        "num_masks, length, keep))",
+        (
+            "test_scripts.py::test_other_masks_and_noise_are_other_results",
+            "test_classifier.py::test_another_design_of_masks_needs_no_training",
+        ),
+    ),
+    Mutation(
+        "the design of a saved classifier's masks forgotten",
+        "experiments/common/trained.py",
+        "else saved.get(name, FLAGS[name].value)",
+        'else saved.get(name if name == "num_masks" else "", FLAGS[name].value)',
+        ("test_classifier.py::test_certify_py_takes_a_saved_folder",),
+    ),
+    # Channels in units of their own
+    Mutation(
+        "units from the test split",
+        "selfens_jax/data/datasets.py",
+        'units = channel_units(part) if scaling == "channel" else ()',
+        'units = channel_units(parts[1]) if scaling == "channel" else ()',
+        ("test_channel_units.py::test_units_are_deviations_of_the_training_split",),
+    ),
+    Mutation(
+        "what is printed is in the units of the noise",
+        SUMMARIES,
+        'own = coverage.channel_radii(radius, settings["data"].get("units", ()))',
+        'own = np.full(len(settings["data"].get("units", ())), radius)',
+        (OWN_UNITS,),
+    ),
+    Mutation(
+        "coverage forgets the units",
+        CERTIFY,
+        "covered = [coverage.cover(radius, x, units=units) for radius, x in rows]",
+        "covered = [coverage.cover(radius, x) for radius, x in rows]",
+        (OWN_UNITS,),
+    ),
+    Mutation(
+        "new series are scaled by nothing",
+        "selfens_jax/data/new_series.py",
+        'return split.to_float32(part, described["scaling"], described.get("units", ()))',
+        'return split.to_float32(part, described["scaling"], [1.0] * len(described["units"]))',
+        ("test_channel_units.py::test_new_series_and_the_classifier_use_the_constants_of_the_run",),
     ),
 )
 

@@ -335,7 +335,7 @@ def test_an_error_is_one_line_whenever_it_comes():
 
         def predict(x, calls=calls, last=last):
             if next(calls) >= last and isinstance(x, np.ndarray):
-                raise RuntimeError("the service\nis away")
+                raise RuntimeError("\x1b[1mthe service\nis away")
             return on_host(x)
 
         refused(

@@ -64,6 +64,7 @@ def attacked(run):
     return record, arrays
 
 
+@pytest.mark.slow
 def test_a_killed_attack_goes_on_to_the_same_files(trained):
     """And what the files say: the classes lie 12 apart, so 0.1 fools few and 20 everyone."""
     run = trained / RUN.format("own", "mc", 0.5)

@@ -228,6 +228,7 @@ def test_nan_is_no_prediction():
         attacks.prediction(nowhere, points([1.0]))
 
 
+@pytest.mark.slow
 def test_deep_ensembles_can_be_attacked():
     model = models.create("lstm_fcn", 2)
     x = np.random.default_rng(0).normal(size=(2, 16, 1)).astype(np.float32)

@@ -3,9 +3,9 @@
 Networks are tiny and hardly trained, so that votes differ and a wrong network would show.
 """
 
-import concurrent.futures
 import copy
 import csv
+import functools
 import json
 import os
 import pathlib
@@ -14,13 +14,14 @@ import pickletools
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 
 import jax
 import joblib
 import numpy as np
 import pandas
 import pytest
-from helpers import assert_same, easy_problem
+from helpers import assert_same, easy_problem, read_record
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import DataConversionWarning, NotFittedError
@@ -30,10 +31,11 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer
 from test_scripts import call
 
-from selfens_jax import models, runs, smoothing, training
+from selfens_jax import masks, models, runs, smoothing, training
 from selfens_jax.classifier import SelfEnsembleClassifier
 from selfens_jax.errors import UserError
 from selfens_jax.runs import records
+from selfens_jax.streams import stream
 
 LABELS = np.array([-3, 7])
 SERIES, WHICH = easy_problem(26)
@@ -46,7 +48,7 @@ CASES = {
     "single": {"ensemble": "single"},
     "de": {"ensemble": "de", "scaling": "z_score", "num_members": 2},
 }
-CERTIFIED = ("mc", "mb", "de")
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("de", "mb", "single")]
 TRAINED = {"model": "lstm_fcn", "sigma": 1.0, "epochs": 2, "batch_size": 8}
 
 
@@ -75,8 +77,8 @@ def message_of(call, *arguments, **named) -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> pathlib.Path:
-    """Where the scripts have trained and certified every case."""
+def run_of(tmp_path_factory) -> Callable[[str], pathlib.Path]:
+    """The run of a case, which the scripts have trained and certified."""
     folder = tmp_path_factory.mktemp("classifier")
     np.savez(folder / "own.npz", X_train=X, y_train=Y, X_test=NEW, y_test=LABELS[WHICH[20:]])
 
@@ -89,32 +91,28 @@ def folder(tmp_path_factory) -> pathlib.Path:
         left_out = ("--epochs", "--batch_size", "--num_members")  # what certify.py has no use for
         same = [flag for flag in own if not flag.startswith(left_out)]
         counting = ["--num_draws=120", "--alpha=0.01", "--num_masks=3", "--batch_size=60"]
-        if case["ensemble"] in CERTIFIED:
-            call(folder, "certify", *same, *counting, **same_device)
+        call(folder, "certify", *same, *counting, **same_device)
         if case["ensemble"] == "mc":
             target = ("--num_masks=3", "--target_radius=0.5")
             call(folder, "certify", *same, *target, **same_device)
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        list(pool.map(train_and_certify, CASES.values()))
-    return folder
+    @functools.cache
+    def run_of(name: str) -> pathlib.Path:
+        train_and_certify(CASES[name])
+        return runs.directory(folder / "runs", "own", "lstm_fcn", name, TRAINED["sigma"], 5)
+
+    return run_of
 
 
-def run_of(folder: pathlib.Path, name: str) -> pathlib.Path:
-    return runs.directory(folder / "runs", "own", "lstm_fcn", name, TRAINED["sigma"], 5)
-
-
-@pytest.fixture(scope="module")
-def fitted() -> dict[str, SelfEnsembleClassifier]:
-    """The classifiers of the same data, settings and seed. Tests leave them as they are."""
-    return {
-        name: tiny(**(TRAINED | case), random_state=5).fit(X, Y) for name, case in CASES.items()
-    }
+@functools.cache
+def fitted(name: str) -> SelfEnsembleClassifier:
+    """The classifier of the same data, settings and seed. Tests leave it as it is."""
+    return tiny(**(TRAINED | CASES[name]), random_state=5).fit(X, Y)
 
 
 @pytest.fixture(scope="module")
-def clf(fitted) -> SelfEnsembleClassifier:
-    return fitted["mc"]
+def clf() -> SelfEnsembleClassifier:
+    return fitted("mc")
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +133,11 @@ def saved(clf, tmp_path_factory) -> pathlib.Path:
 # --- beside the scripts --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_network_is_that_of_train_py(folder, fitted, name):
-    run, clf = run_of(folder, name), fitted[name]
-    config = json.loads((run / "config.json").read_text())
-    recorded = json.loads((run / "checkpoint.json").read_text())["sha256"]
+@pytest.mark.parametrize("name", ["mc", *LONG])
+def test_the_network_is_that_of_train_py(run_of, name):
+    run, clf = run_of(name), fitted(name)
+    config = read_record(run / "config.json")
+    recorded = read_record(run / "checkpoint.json")["sha256"]
     assert runs.digest(clf.variables_) == recorded
     assert clf.history_ == runs.read_history(run)
     for source in ("data", "versions"):
@@ -150,10 +148,10 @@ def test_the_network_is_that_of_train_py(folder, fitted, name):
     assert {key: clf.config_[key] for key in config} == config
 
 
-@pytest.mark.parametrize("name", CERTIFIED)
-def test_certificates_are_those_of_certify_py(folder, fitted, name):
+@pytest.mark.parametrize("name", ["mc", *LONG[:2]])
+def test_certificates_are_those_of_certify_py(run_of, name):
     """Which counted in batches of another size, on several devices."""
-    run, clf = run_of(folder, name), fitted[name]
+    run, clf = run_of(name), fitted(name)
     (file,) = run.glob("counts-*.npz")
     counted = records.read_counts(file)
     found = clf.certify(NEW, alpha=0.01, num_draws=120)
@@ -171,8 +169,8 @@ def test_certificates_are_those_of_certify_py(folder, fitted, name):
     assert (record["statement"], record["alpha"]) == (found.statement, found.certificates.alpha)
 
 
-def test_decisions_are_those_of_target_radius(folder, clf):
-    (tsv,) = run_of(folder, "mc").glob("target-*.tsv")
+def test_decisions_are_those_of_target_radius(run_of, clf):
+    (tsv,) = run_of("mc").glob("target-*.tsv")
     with tsv.open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     found = clf.decide(NEW, 0.5)
@@ -496,6 +494,22 @@ def test_copies_are_the_same_classifier(clf, shares, tmp_path, copied):
         new.predict(NEW)
 
 
+def test_another_design_of_masks_needs_no_training(clf):
+    other = copy.deepcopy(clf).set_params(mask_design="balanced")
+    settings = clf.keep, clf.random_state
+    expected = masks.continuous_balanced(stream(settings[1], "masks"), 3, NEW.shape[1], settings[0])
+    np.testing.assert_array_equal(other._network().masks, expected)
+    assert not np.array_equal(clf._network().masks, expected)
+    assert "unknown mask_design" in message_of(other.set_params(mask_design="even").predict, NEW)
+    assert "unknown mask_design" in message_of(other.fit, X, Y)
+    assert "unknown mask_design" in message_of(
+        other.set_params(mask_design=np.array("balanced")).fit, X, Y
+    )
+    other.set_params(mask_design="balanced", ensemble="single")
+    line = message_of(other.fit, X, Y)
+    assert line.startswith("mask_design balanced is of the masks of mb and mc; single is certified")
+
+
 def test_another_number_of_masks_needs_no_training(clf, shares):
     other = copy.deepcopy(clf).set_params(num_masks=9)
     assert (other.predict_proba(NEW, num_draws=60) != shares).any()
@@ -560,10 +574,10 @@ def test_a_saved_classifier_is_the_same_in_a_fresh_process(clf, saved, tmp_path)
     assert_same(again.variables_, clf.variables_)
 
 
-def test_a_run_of_train_py_is_a_classifier(folder, fitted, tmp_path):
+def test_a_run_of_train_py_is_a_classifier(run_of, clf, tmp_path):
     """Its masks are not written there: the run may be another's, and is left as it is."""
     run = tmp_path / "run"
-    shutil.copytree(run_of(folder, "mb"), run)
+    shutil.copytree(run_of("mc"), run)
     for file in run.glob("masks-*"):
         file.unlink()
     before = listing(run)
@@ -573,17 +587,20 @@ def test_a_run_of_train_py_is_a_classifier(folder, fitted, tmp_path):
     assert listing(run) == before
     for path in (run, *run.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    assert loaded.get_params() == fitted["mb"].get_params()
+    assert loaded.get_params() == clf.get_params()
     assert loaded.classes_.tolist() == ["-3", "7"]
-    theirs, ours = loaded.certify(NEW, num_draws=60), fitted["mb"].certify(NEW, num_draws=60)
+    theirs, ours = loaded.certify(NEW, num_draws=60), clf.certify(NEW, num_draws=60)
     np.testing.assert_array_equal(theirs.counts, ours.counts)
 
 
-def test_certify_py_takes_a_saved_folder(clf, saved, tmp_path):
-    model = tmp_path / "model"
-    shutil.copytree(saved, model)
+def test_certify_py_takes_a_saved_folder(clf, tmp_path):
+    """With as many masks, and as they were chosen, as the classifier had."""
+    clf = copy.deepcopy(clf).set_params(mask_design="balanced")
+    clf.save(tmp_path / "model")
+    (file,) = (tmp_path / "model").glob("masks-*.npz")
+    assert file.name == f"masks-m3-seed{clf.random_state}-balanced.npz"
     np.savez(tmp_path / "new.npz", X=NEW, y=LABELS[WHICH[20:]])
-    same = ("--num_draws=120", "--alpha=0.01", "--num_masks=3", "--noise_seed=5")
+    same = ("--num_draws=120", "--alpha=0.01", "--noise_seed=5")
     done = call(
         tmp_path,
         "certify",
@@ -593,8 +610,9 @@ def test_certify_py_takes_a_saved_folder(clf, saved, tmp_path):
         JAX_NUM_CPU_DEVICES=str(jax.device_count()),
     )
     assert "certified accuracy" in done.stdout
-    (file,) = model.glob("counts-*.npz")
+    (file,) = (tmp_path / "model").glob("counts-*.npz")
     found = clf.certify(NEW, alpha=0.01, num_draws=120)
+    assert SelfEnsembleClassifier.load(tmp_path / "model").get_params() == clf.get_params()
     np.testing.assert_array_equal(records.read_counts(file).counts, found.counts)
 
 
@@ -635,15 +653,32 @@ def test_the_files_hold_no_pickles(saved):
             assert all(arrays[name].dtype != object for name in arrays)
 
 
+def test_a_pickle_from_before_a_parameter_has_its_default(clf):
+    old = copy.deepcopy(clf)
+    del old.__dict__["mask_design"]
+    loaded = pickle.loads(pickle.dumps(old))
+    assert loaded.mask_design == "independent"
+    assert loaded.get_params() == clf.get_params()
+    np.testing.assert_array_equal(loaded._network().masks, clf._network().masks)
+
+
 def edited(**changes):
     """A damage: other values in config.json, or in what it says of the classifier."""
 
     def edit(folder):
         config = json.loads((folder / "config.json").read_text())
-        (config["classifier"] if changes.keys() & config["classifier"] else config).update(changes)
+        del config["crc32"]  # so that it is not for this that it is refused
+        own = {*config["classifier"], "mask_design"}  # which is left out where it is the default
+        (config["classifier"] if changes.keys() & own else config).update(changes)
         (folder / "config.json").write_text(json.dumps(config))
 
     return edit
+
+
+def harmed(file, old, new):
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
 
 
 def written(name, text):
@@ -669,11 +704,18 @@ DAMAGES = {
     "no config": (lambda f: (f / "config.json").unlink(), "holds no trained classifier"),
     "half a config": (written("config.json", '{"model": '), "config.json cannot be read"),
     "a list": (written("config.json", "[]"), "config.json is damaged"),
+    "a digit": (lambda f: harmed(f / "config.json", "0.9", "0.8"), "config.json is damaged: it is"),
+    "another history": (
+        lambda f: harmed(f / "history.csv", "1,0", "2,0"),
+        "history.csv is damaged",
+    ),
     "epochs": (edited(epochs="many"), "config.json is damaged (epochs must be"),
     "seed": (edited(seed=1.5), "config.json is damaged (seed must be"),
     "sigma": (edited(sigma="0.5"), "config.json is damaged"),
     "no noise": (edited(sigma=0), "was trained with sigma 0: without noise there is no radius"),
     "ensemble": (edited(ensemble="bag"), "config.json is damaged (unknown ensemble"),
+    "masks' design": (edited(mask_design="nonsense"), "config.json is damaged"),
+    "masks' design, a list": (edited(mask_design=[]), "config.json is damaged"),
     "masks' number": (edited(num_masks="5"), "config.json is damaged (num_masks must be"),
     "other labels": (edited(classes=[7, -3]), "its labels are not the classes of its data"),
     "too few labels": (edited(classes=[7]), "config.json is damaged"),
@@ -681,7 +723,11 @@ DAMAGES = {
     "no dtype": (edited(dtype="numbers"), "config.json is damaged"),
     "no dictionary": (edited(classifier=3), "config.json is damaged"),
     "other weights": (written("checkpoint.json", '{"sha256": "0"}'), "holds other numbers"),
-    "half the weights": (with_half_a_checkpoint, "checkpoint cannot be read"),
+    "half the weights": (with_half_a_checkpoint, "is damaged; train again"),
+    "half the weights of an older run": (
+        lambda f: (with_half_a_checkpoint(f), (f / "checkpoint.json").unlink()),
+        "checkpoint cannot be read",
+    ),
     "other masks": (with_other_masks, "holds other masks"),
     "no history": (lambda f: (f / "history.csv").unlink(), "history.csv is damaged"),
     "odd history": (written("history.csv", "epoch,loss\n1\n"), "history.csv is damaged"),

@@ -61,6 +61,7 @@ def test_the_notebook_has_no_outputs():
     assert not any(cell.get("outputs") for cell in notebook["cells"])
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_top_to_bottom(tmp_path):
     import jax
 

@@ -8,7 +8,7 @@ from flax import linen as nn
 from helpers import assert_binomial, init, mesh_of
 from scipy import integrate, stats
 
-from selfens_jax import masks, models, smoothing
+from selfens_jax import counting, masks, models, smoothing, streams
 from selfens_jax.certificates import certify_counts
 from selfens_jax.errors import UserError
 
@@ -44,6 +44,26 @@ def balanced(model, variables, fixed) -> dict:
 @pytest.fixture(scope="module")
 def counted(consensus, x) -> tuple[np.ndarray, np.ndarray]:
     return smoothing.count_consensus_votes(consensus, x, sigma=SIGMA, num_draws=DRAWS, key=KEY)
+
+
+def test_a_job_counts_forward_passes(consensus, x):
+    """Two of five masks for every draw, three more for those on which they disagree."""
+    settings = {"sigma": SIGMA, "noise_seed": 9, "draws_per_block": 20, "precision": "float32"}
+    job = counting.Job(x, np.zeros(3, int), np.arange(3), consensus, settings, batch_size=100)
+    examples = np.array([2, 0])
+    counts, forwards = job.count(examples, 0, DRAWS)
+    expected, asked_all = smoothing.count_consensus_votes(
+        consensus,
+        x[examples],
+        sigma=SIGMA,
+        num_draws=DRAWS,
+        key=streams.stream(9, "certification"),
+        indices=examples,
+        noise="float32",
+    )
+    np.testing.assert_array_equal(counts, expected)
+    np.testing.assert_array_equal(forwards, 2 * DRAWS + 3 * asked_all)
+    assert job.num_members == 5
 
 
 def test_counts_are_those_of_evaluating_every_member(consensus, counted, x):

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from selfens_jax.models.convolution import SHORTEST, fast_convolution
+from selfens_jax import backend
+from selfens_jax.models.convolution import SHORTEST, convolve
 
 LAYOUT = ("NTC", "TIO", "NTC")
 
@@ -24,7 +25,7 @@ def direct(x, kernel):
 
 
 def fast(x, kernel):
-    return fast_convolution(x, kernel, (1,), "SAME", dimension_numbers=LAYOUT)
+    return convolve(x, [kernel])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 16, 33])
@@ -62,9 +63,20 @@ def test_its_gradients_are_the_convolutions(steps, length):
         np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def test_accelerators_and_single_channels_convolve_directly(monkeypatch):
-    for channels, backend in ((1, "cpu"), (3, "gpu")):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        x, kernel = case(16, 20, channels)
-        jaxpr = jax.make_jaxpr(lambda *a: fast(*a))(x, kernel)  # traced anew
-        assert [e.primitive.name for e in jaxpr.eqns] == ["conv_general_dilated"]
+def convolutions(x, kernels):
+    """The lengths of the kernels that it comes to."""
+    jaxpr = jax.make_jaxpr(lambda *a: convolve(*a))(x, kernels)  # traced anew
+    found = [e for e in jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
+    return [e.invars[1].aval.shape[0] for e in found]
+
+
+def test_single_channels_and_accelerators_convolve_directly():
+    x, kernel = case(16, 20, channels=1)
+    assert convolutions(x, [kernel]) == [20]
+    x, kernel = case(16, 20)
+    with backend.compiling_for("gpu"):
+        assert convolutions(x, [kernel, kernel[:7]]) == [21, 7]
+    with backend.compiling_for("tpu"):
+        assert convolutions(x, [kernel, kernel[:7]]) == [20]
+        wide = np.zeros((5, 3, 128), np.float32)
+        assert convolutions(x, [kernel, wide]) == [20, 5]

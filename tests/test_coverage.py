@@ -468,7 +468,27 @@ def test_whole_numbers_are_the_values_in_their_unit():
 
 def test_the_table_names_every_number():
     names = [field.name for field in dataclasses.fields(Coverage)]
-    assert names[-15:] == [*SIZES, *COUNTS]
+    assert names[-16:] == [*SIZES, *COUNTS, "units"]
     text = inspect.getdoc(coverage) or ""
     for name in (*SIZES, *COUNTS):
         assert re.search(rf"^    {name}  ", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"radius": None}, "a radius must be"),
+        ({"radius": "a"}, "a radius must be"),
+        ({"radius": [1.0, 2.0]}, "a radius must be"),
+        ({"x": [[1.0], [1.0, 2.0]]}, "a series must be numbers"),
+        ({"x": np.ma.masked_array([1.0, 2.0], [0, 1])}, "under a mask"),
+        ({"x": np.array([2**53 + 1, 0])}, "float64 cannot hold"),
+        ({"low": "a"}, "low must be a finite number"),
+        ({"low": [[1.0], [1.0, 2.0]]}, "low must be a finite number"),
+        ({"low": -1e300, "high": 1e300, "units": (1e-10,)}, "low is too large"),
+    ],
+)
+def test_what_is_no_number_is_refused_in_a_line(arguments, says):
+    radius, x, *_ = arguments.pop("radius", 1.0), arguments.pop("x", np.ones((4, 1)))
+    with pytest.raises(UserError, match=says):
+        coverage.cover(radius, x, **arguments)

@@ -319,7 +319,7 @@ def test_archive_sets_load():
         ([True, False, True], ("False", "True")),
         (["läuft", "steht still", "läuft"], ("läuft", "steht still")),
         (["N", "Inf.", "nano"], ("Inf.", "N", "nano")),
-        (["a'b", 'a"b', "-"], ("-", 'a"b', "a'b")),
+        (["a'b", 'a"b', "+"], ("+", 'a"b', "a'b")),
     ],
 )
 @pytest.mark.parametrize("as_array", [False, True])
@@ -693,6 +693,7 @@ def test_few_classes_in_order_are_no_index(train, test):
     [
         *("", " ", "nan", "NaN", "-NaN", "inf", "-Infinity", "1e999", "NA", "na ", "n/a", "#N/A"),
         *("None", "NULL", "NaT", "<NA>", "?", "-1.#IND"),
+        *("-", " -- ", "—", "*", "Missing", "undefined", "unlabeled", "unlabelled"),
     ],
 )
 @pytest.mark.parametrize("kind", [str, bytes])
@@ -795,7 +796,8 @@ def test_npz_that_does_not_exist(tmp_path):
 def test_file_that_is_not_an_npz(tmp_path, content):
     path = tmp_path / "mine.npz"
     path.write_bytes(content)
-    assert f"{path}: not a .npz file" in message_of(data.load, str(path))
+    says = "not a .npz file" if content else "is empty"
+    assert f"{path}: {says}" in message_of(data.load, str(path))
 
 
 def test_damaged_npz(tmp_path):
@@ -859,6 +861,9 @@ DOUBTFUL = [
     pytest.param(alike("é", "e\u0301"), ["'e\\u0301' and 'é'"], id="composed"),
     pytest.param(alike("a b", "a\u200b  b"), ["look the same"], id="no-width"),
     pytest.param(alike("1", "1.0"), ["'1' and '1.0'"], id="numbers"),
+    pytest.param(alike("1", "١"), ["'1' and '١'"], id="digits"),
+    pytest.param(alike("2.0", "２"), ["'2.0' and '２'"], id="wide-digits"),
+    pytest.param(alike("class 3", "class ३"), ["'class 3' and 'class ३'"], id="digits-inside"),
     pytest.param(ten(np.arange(10) % 2 + 1), ["time 0", "is its label"], id="label-first"),
     pytest.param(ten(None, np.arange(10) % 2 + 1), ["time 5", "is its label"], id="label-last"),
     pytest.param(ten(np.arange(10) + 7), ["time 0 counts", "index"], id="index"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import stats
-from studies import figure_certificate, figure_coverage
+from studies import figure_bursts, figure_certificate, figure_coverage
 
 from selfens_jax import coverage, exact, metrics, noise
 from selfens_jax.certificates import certify_counts, certify_counts_as_published, format_radius
@@ -18,6 +18,7 @@ from selfens_jax.certificates import certify_counts, certify_counts_as_published
 ROOT = pathlib.Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "certificates.md"
 TEXT = PAGE.read_text()
+COVERS = ROOT / "docs" / "coverage.md"
 FLAT = " ".join(TEXT.split())
 
 
@@ -134,7 +135,12 @@ def test_the_table_of_what_is_covered_is_computed():
             found.gain,
         ),
     }
-    table = TEXT.split("<!-- table: covered -->\n")[1].split("<!-- end -->")[0].splitlines()
+    table = (
+        COVERS.read_text()
+        .split("<!-- table: covered -->\n")[1]
+        .split("<!-- end -->")[0]
+        .splitlines()
+    )
     rows = [row.strip("| ").split(" | ") for row in table[2:]]
     assert [row[2] for row in rows] == list(told)
     for (_, formula, _), (words, value, number) in zip(rows, told.values(), strict=True):
@@ -144,14 +150,19 @@ def test_the_table_of_what_is_covered_is_computed():
     assert f"with probability 0.999 no more than {most} are" in FLAT
 
 
-def test_what_the_page_points_to_is_there():
-    targets = re.findall(r"\]\(([^)#]+)\)", TEXT)
-    assert "what_a_certificate_means.png" in targets
+@pytest.mark.parametrize(
+    ("page", "picture"),
+    [(PAGE, "what_a_certificate_means.png"), (COVERS, "what_a_radius_covers.png")],
+)
+def test_what_the_page_points_to_is_there(page, picture):
+    text = page.read_text()
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+    assert picture in targets
     for target in targets:
-        assert (PAGE.parent / target).exists(), target
-    for name in re.findall(r"`(test_\w+\.py)`", TEXT):
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"`(test_\w+\.py)`", text):
         assert (ROOT / "tests" / name).exists(), name
-    for name in re.findall(r"`python (\S+\.py)", TEXT):
+    for name in re.findall(r"`python (\S+\.py)", text):
         assert (ROOT / name).exists(), name
 
 
@@ -168,6 +179,39 @@ def test_the_picture_of_what_is_covered_can_be_drawn():
         assert 0.99 * radius < np.linalg.norm(reach) < radius * (1 + 1e-6)
     titles = [axes.get_title() for axes in drawn.axes]
     assert len(titles) == len(set(titles)) == 8
+
+
+def test_the_picture_of_bursts_can_be_drawn():
+    png = io.BytesIO()
+    drawn = figure_bursts.figure()
+    FigureCanvasAgg(drawn).print_png(png)
+    assert png.getvalue().startswith(b"\x89PNG")
+    rows = [row for row in figure_bursts.measured() if row["dataset"] == "CBF"]
+    shown = [line for line in drawn.axes[1].lines]
+    assert sum(len(line.get_xdata()) for line in shown) == len(rows)
+    for row in rows:
+        point = (int(row["burst"]), 100 * float(row["certified_and_right"]))
+        assert any(point in zip(*line.get_data(), strict=True) for line in shown)
+
+
+def test_the_numbers_on_bursts_are_those_measured():
+    rows = [
+        row
+        for row in figure_bursts.measured()
+        if (row["dataset"], row["model"], row["ensemble"]) == ("CBF", "inception_time", "mw")
+    ]
+    shares = {
+        burst: [100 * float(row["certified_and_right"]) for row in rows if row["burst"] == burst]
+        for burst in ("4", "8", "16")
+    }
+    assert {len(values) for values in shares.values()} == {3}
+    text = " ".join(COVERS.read_text().split())
+    for burst, words in (
+        ("4", "{:.0f} to {:.0f} % of 300 test series for bursts of 4 steps"),
+        ("8", "{:.0f} to {:.0f} % for 8"),
+        ("16", "{:.0f} to {:.0f} % for 16"),
+    ):
+        assert words.format(min(shares[burst]), max(shares[burst])) in text
 
 
 def test_the_picture_can_be_drawn():

@@ -8,9 +8,10 @@ import shutil
 import subprocess
 import time
 
+import forked
 import numpy as np
 import pytest
-from test_scripts import RUN, command, make_npz, without_time
+from test_scripts import ROOT, RUN, command, make_npz, without_time
 
 from selfens_jax import locks, paths, runs
 from selfens_jax.errors import UserError
@@ -33,10 +34,13 @@ AS_NOBODY = (
 def start(folder, script, *arguments, user=(), **environment):
     """The finished process; an environment variable of None is not set."""
     quick_to_compile = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **quick_to_compile}
+    changes = {"PYTHONDONTWRITEBYTECODE": "1", **quick_to_compile}
     # A folder that others may not write to; JAX warns of it.
-    variables |= {"JAX_COMPILATION_CACHE_DIR": None} if user else {}
-    variables |= environment
+    changes |= {"JAX_COMPILATION_CACHE_DIR": None} if user else {}
+    changes |= environment
+    if not user:
+        return forked.run(ROOT / "experiments" / f"{script}.py", arguments, folder, **changes)
+    variables = {**os.environ, **changes}
     return subprocess.run(
         [*user, *command(script, *arguments)],
         cwd=folder,
@@ -88,7 +92,13 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(("lab", "file", "name"), NAMES.values(), ids=NAMES)
+@pytest.mark.parametrize(
+    ("lab", "file", "name"),
+    [
+        pytest.param(*words, id=name, marks=[] if name == "brackets" else pytest.mark.slow)
+        for name, words in NAMES.items()
+    ],
+)
 def test_train_and_certify_find_one_run_from_the_same_words(tmp_path, lab, file, name):
     folder = tmp_path / lab
     folder.mkdir()
@@ -265,7 +275,7 @@ def test_no_device_at_all_is_one_line(copied):
 class TestSomebodyElse:
     """A user without a home, or of other people's files."""
 
-    @pytest.mark.parametrize("home", [None, "/"], ids=str)
+    @pytest.mark.parametrize("home", [None, pytest.param("/", marks=pytest.mark.slow)], ids=str)
     def test_no_home_is_needed(self, copied, home):
         for path in [copied, *copied.rglob("*")]:
             os.chown(path, NOBODY, NOBODY)
@@ -273,6 +283,7 @@ class TestSomebodyElse:
             words = ("--dataset=own.npz", *flags)
             assert_quiet(start(copied, script, *words, user=AS_NOBODY, HOME=home))
 
+    @pytest.mark.slow
     def test_results_of_a_read_only_run_go_elsewhere(self, copied):
         before = certificates(copied / RUN)
         (counts,) = (copied / RUN).glob("counts-*.npz")

@@ -36,24 +36,25 @@ def run(monkeypatch, capsys):
 
         original = example.certify
         monkeypatch.setattr(example, "certify", certify)
-        example.main(**TINY | settings)
+        used = TINY | settings
+        example.main(**used)
         printed = capsys.readouterr().out
         rows = {m[1].strip(): m.groups()[1:] for m in map(ROW.fullmatch, printed.splitlines()) if m}
         assert "probability 99.9 %" in printed
         assert len(rows) == len(results)
         for row, result in zip(rows.values(), results, strict=True):
-            check(example, row, *result)
+            check(example, used, row, *result)
         return example, rows, results
 
     return call
 
 
-def check(example, row, predict, x, settings, found):
+def check(example, used, row, predict, x, settings, found):
     """A printed row is that of the certificates, and these are those of votes counted again."""
-    series, labels = synthetic.cbf(1, TINY["num_test"])
+    series, labels = synthetic.cbf(1, used["num_test"])
     np.testing.assert_array_equal(x, series)
     assert settings["sigma"] == example.SIGMA == 0.5
-    assert settings["num_draws"] == TINY["num_draws"]
+    assert settings["num_draws"] == used["num_draws"]
     correct = found.prediction == labels - 1
     radius = np.floor(1000 * (found.radius * correct).mean()) / 1000
     expected = (100 * correct.mean(), 100 * (found.prediction < 0).mean(), radius)
@@ -63,7 +64,7 @@ def check(example, row, predict, x, settings, found):
         as_a_function(predict, settings),
         series[:, :, None],
         sigma=0.5,
-        num_draws=TINY["num_draws"],
+        num_draws=used["num_draws"],
         key=streams.stream(0, "certification"),
     )
     counts = [np.bincount(votes, minlength=3) for votes in logits.argmax(axis=-1)]
@@ -129,8 +130,11 @@ def test_sklearn_classifier(run):
     assert abs(np.corrcoef(noise) - np.eye(48)).max() < 6 / np.sqrt(128)
 
 
+@pytest.mark.slow
 def test_own_flax_network(run):
-    example, rows, results = run("own_flax_network", epochs=2, num_masks=3)
+    example, rows, results = run(
+        "own_flax_network", num_train=20, num_test=8, epochs=2, num_masks=3, num_draws=100
+    )
     names = ["Plain, 3 masks", "Plain as it is", "Normed, 3 masks", "Normed as it is"]
     assert list(rows) == names
     for (ensemble, *_), (network, _, settings, _) in (results[:2], results[2:]):

@@ -36,7 +36,7 @@ class Halves(nn.Module):
 def test_every_block_of_draws_and_every_example_has_noise_of_its_own():
     """Sixteen classes that the noise alone decides: no two blocks of draws have the same votes."""
     predict = jax.tree_util.Partial(lambda x: x[:, :, 0])
-    size, sizes = smoothing.default_draws_per_block(), range(4)
+    size, sizes = smoothing.default_draws_per_block(128), range(4)
     totals = [np.zeros((3, 16), int)] + [
         smoothing.count_votes(
             predict,

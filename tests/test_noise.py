@@ -13,7 +13,7 @@ import pytest
 from helpers import assert_uncorrelated, default_grid, grid_noise, to_grid
 from scipy import special, stats
 
-from selfens_jax import noise, smoothing
+from selfens_jax import backend, noise, smoothing
 from selfens_jax.errors import UserError
 
 KEY = jax.random.key(6)
@@ -113,18 +113,21 @@ TABLES = {
 }
 
 
+# A GPU's program is that of a TPU.
+@pytest.mark.parametrize("kind", ["cpu", "tpu", pytest.param("gpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
-def test_integers_count_the_thresholds_above_a_number(table):
+def test_integers_count_the_thresholds_above_a_number(table, kind):
     u = crafted(table)
     u += np.random.default_rng(2).integers(2**63, size=2000).tolist()
-    for sign in (0, 1):
-        expected = [by_counting(value, sign, table) for value in u]
-        found = integers(u, [sign] * len(u), table)
-        assert found.dtype == np.int32
-        np.testing.assert_array_equal(found, expected)
-    largest = sum(t > 0 for t in table)
-    np.testing.assert_array_equal(integers([0, 0], [0, 1], table), [largest, -largest])
-    assert integers([2**63 - 1], [1], table) == 0  # no threshold can be above the largest number
+    with backend.compiling_for(kind):
+        for sign in (0, 1):
+            expected = [by_counting(value, sign, table) for value in u]
+            found = integers(u, [sign] * len(u), table)
+            assert found.dtype == np.int32
+            np.testing.assert_array_equal(found, expected)
+        largest = sum(t > 0 for t in table)
+        np.testing.assert_array_equal(integers([0, 0], [0, 1], table), [largest, -largest])
+        assert integers([2**63 - 1], [1], table) == 0  # no threshold is above the largest number
 
 
 @pytest.mark.parametrize("grid", [2.0**-7, None, 2.0**-17])

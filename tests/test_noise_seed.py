@@ -68,8 +68,8 @@ def test_a_command_that_was_killed_goes_on_with_its_seed(trained):
     kept[0].write_text(json.dumps({"noise_seed": seed}))
     call(trained, "certify", *arguments)
     found = log.read_text().splitlines()
-    assert [line.split("\t")[2:] for line in found[1:]] == [
-        line.split("\t")[2:] for line in expected[1:]
+    assert [line.split("\t")[2:-1] for line in found[1:]] == [
+        line.split("\t")[2:-1] for line in expected[1:]
     ]
     assert not list((trained / "killed").glob(".noise_seed*"))
 

@@ -1,6 +1,8 @@
+import ast
 import importlib
 import importlib.metadata
 import json
+import os
 import pathlib
 import pkgutil
 import re
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 
+import forked
 import pytest
 
 import selfens_jax
@@ -16,21 +19,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 HEAVY = {"aeon", "matplotlib", "orbax", "pandas", "sklearn", "torch", "tslearn"}
 # What serves other modules only. A new module is one of these, or public.
 INTERNAL = {
-    "archives",
+    "backend",
     "classifier_files",
     "correction",
     "exact",
     "fit_arguments",
-    "labels",
     "locks",
-    "names",
-    "new_series",
-    "npz_files",
     "paths",
-    "splits",
-    "text_files",
-    "ts_files",
-    "ucr",
 }
 
 STEPS = ("plots", "runs", "SelfEnsembleClassifier")
@@ -116,3 +111,57 @@ def test_the_readme_has_its_marked_commands_and_no_dead_links():
         assert re.search(rf"<!-- {mark} -->\n```sh\n.+\n```", readme)
     for target in re.findall(r"\]\(([^)#]+)\)", readme):
         assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_what_tests_import_of_the_scripts_can_be_imported_together():
+    """One process runs many files of tests, and a flag can be defined once in a process."""
+    scripts = {path.stem for path in (ROOT / "experiments").iterdir()}
+    found = set()
+    for file in (ROOT / "tests").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Import(names=[ast.alias(name=name)]) | ast.ImportFrom(module=str(name)):
+                    if name.partition(".")[0] in scripts:
+                        found.add(ast.unparse(node))
+    assert {"import certify", "import accelerator_run"} <= found
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(sorted(found))],
+        cwd=ROOT / "experiments",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-500:]
+
+
+def test_a_forked_script_finds_and_says_what_a_command_does(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys\n"
+        "print(sys.argv[1:], os.getcwd(), os.environ.get('OF_MINE'), sys.path[0], __name__)\n"
+        "print('said', file=sys.stderr)\n"
+        "try:\n    import helpers\nexcept ImportError:\n    print('no helpers')\n"
+        "try:\n    import common\nexcept ImportError:\n    print('no common')\n"
+        "sys.exit(int(sys.argv[1]))\n"
+    )
+    for variables in ({}, {"OF_MINE": "mine"}):
+        expected = subprocess.run(
+            [sys.executable, script, "3"],
+            cwd=tmp_path,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+        )
+        found = forked.run(script, ["3"], tmp_path, **variables)
+        assert found.returncode == expected.returncode == 3
+        assert found.stdout == expected.stdout
+        assert found.stderr == expected.stderr == "said\n"
+        assert "no helpers\nno common\n" in found.stdout
+    script.write_text("import time; time.sleep(60)")
+    with pytest.raises(subprocess.TimeoutExpired):
+        forked.run(script, [], tmp_path, timeout=1)
+    script.write_text("import sys; sys.exit('a reason')")
+    assert forked.run(script, [], tmp_path).stderr == "a reason\n"
+    script.write_text("raise ValueError('a fault')")
+    failed = forked.run(script, [], tmp_path)
+    assert failed.returncode == 1
+    assert "Traceback" in failed.stderr

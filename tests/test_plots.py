@@ -61,3 +61,59 @@ def test_perturbations_have_a_row_each_and_show_the_channel_that_changes_most():
     assert not np.array_equal(
         drawn, imread(io.BytesIO(plots.perturbations(original, other, "title $a", note="note")))
     )
+
+
+def figure_of(monkeypatch, draw):
+    figures = []
+    monkeypatch.setattr(plots, "png", lambda figure, *_: figures.append(figure) or b"")
+    draw()
+    return figures[0]
+
+
+def written_on(monkeypatch, draw):
+    """Titles and labels of all axes of the figure that `draw` draws, in order, each once."""
+    found = []
+    for axes in figure_of(monkeypatch, draw).axes:
+        found.append(axes.get_title())
+        for each in (axes, *axes.child_axes):
+            found += [each.get_xlabel(), each.get_ylabel()]
+    return [text for text in dict.fromkeys(found) if text]
+
+
+def test_axes_say_what_is_drawn_and_in_which_units(monkeypatch):
+    curve = {"a": (np.array([1.0]), np.array([True]))}
+
+    def certified(**what):
+        return written_on(monkeypatch, lambda: plots.certified_accuracy_curve(curve, "CBF", **what))
+
+    radius = "radius r (L2 norm, in the units of the series)"
+    assert certified() == ["CBF", radius, "certified accuracy at r (%)"]
+    assert certified(what="series certified")[2] == "series certified at r (%)"
+
+    lengths, shares = np.array([2, 4]), np.array([0.9, 0.5])
+    found = written_on(monkeypatch, lambda: plots.burst_curve(lengths, shares, 50, "CBF, bursts"))
+    expected = ["burst length (time steps)", "certified accuracy (%)", "share of the series (%)"]
+    assert found == ["CBF, bursts", *expected]
+
+    x = np.zeros((8, 2))
+    moved = x + np.array([0.0, 0.1])
+    found = written_on(monkeypatch, lambda: plots.perturbations(x, {"epsilon 1": moved}, "CBF"))
+    assert found == [
+        "epsilon 1",
+        "time step",
+        "value, channel 2\n(units of the series)",
+        "perturbed - original\n(units of the series)",
+    ]
+    found = written_on(
+        monkeypatch, lambda: plots.perturbations(x[:, :1], {"a": moved[:, 1:]}, "CBF")
+    )
+    assert "value\n(units of the series)" in found
+
+
+def test_the_share_of_a_series_above_a_burst_curve_is_of_its_length(monkeypatch):
+    lengths, shares = np.array([2, 4]), np.array([0.9, 0.5])
+    figure = figure_of(monkeypatch, lambda: plots.burst_curve(lengths, shares, 50, "bursts"))
+    (axes,) = figure.axes
+    figure.draw_without_rendering()
+    (above,) = axes.child_axes
+    assert above.get_xlim() == tuple(2 * limit for limit in axes.get_xlim())  # 1 of 50 is 2 %

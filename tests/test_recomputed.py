@@ -19,17 +19,19 @@ import pathlib
 import platform
 import re
 import subprocess
+import zlib
 from collections.abc import Callable
 
+import forked
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import grid_noise, to_grid
+from helpers import grid_noise, read_record, to_grid
 from orbax.checkpoint import v1 as ocp
 from PIL import Image
 from scipy import optimize, stats
-from test_scripts import command
+from test_scripts import ROOT
 
 from selfens_jax import masks, plots
 from selfens_jax.models.lstm_fcn import LSTMFCN
@@ -81,14 +83,8 @@ def make_data() -> dict[str, np.ndarray]:
 def script(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
     """Runs a script with its flags in the folder; programs are compiled in less time than usual."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
-    done = subprocess.run(
-        command(*arguments),
-        cwd=folder,
-        env={**os.environ, "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    name, *others = arguments
+    done = forked.run(ROOT / "experiments" / f"{name}.py", others, folder, XLA_FLAGS=flags)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -299,10 +295,14 @@ def read_table(path: pathlib.Path) -> list[list[str]]:
 
 
 def read_log(path: pathlib.Path, settings: dict) -> dict[int, list[str]]:
-    """The lines of a log by example: seconds, then values."""
+    """The lines of a log by example: seconds, then values. Each ends with its CRC-32."""
     header, *lines = path.read_text().splitlines()
     assert json.loads(header) == settings
-    cells = [line.split("\t") for line in lines]
+    cells = []
+    for line in lines:
+        fields, _, checksum = line.rpartition("\t#")
+        assert checksum == f"{zlib.crc32(fields.encode()):08x}"
+        cells.append(fields.split("\t"))
     return {int(index): values for index, *values in cells}
 
 
@@ -357,7 +357,7 @@ def test_the_record_of_a_training_says_what_was_asked(folder, ensemble):
     sigma, keep, members, weights, scaling = RUNS[ensemble]
     run = folder / run_of(ensemble, sigma)
     assert train(folder, ensemble).stdout == f"{run}\n"
-    config = json.loads((run / "config.json").read_text())
+    config = read_record(run / "config.json")
     assert config["versions"].pop("device")
     assert config == {
         "model": "lstm_fcn",
@@ -821,7 +821,7 @@ def test_certificates_are_those_of_the_counts(folder, name, how):
     valid = how.interval == "clopper_pearson"
     level = how.alpha if valid else None
     table = summary(counts, arrays["forwards"], prediction, radius, labels, level)
-    record = json.loads(stem.with_name(f"{stem.name}.json").read_text())
+    record = read_record(stem.with_name(f"{stem.name}.json"))
     assert_summary(record.pop("summary"), table)
     if valid:  # what the radii cover; test_covered_scripts works it out
         covered = record.pop("covered")

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import read_record
 from test_recomputed import (
     BENIGN,
     CLASSES,
@@ -231,7 +232,7 @@ def test_the_record_and_the_figure_are_of_the_series(folder, name):
 
     fooled = [row for row in range(len(labels)) if right[row] and wrong[row]]
     shown = fooled[0]  # of the largest epsilon
-    record = json.loads(file.with_suffix(".json").read_text())
+    record = read_record(file.with_suffix(".json"))
     attacks = record.pop("attacks")
     assert record == {
         "prediction": case.judged,

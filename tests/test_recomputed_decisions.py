@@ -5,12 +5,12 @@ over the batches of draws; the votes are those of `test_recomputed`.
 """
 
 import functools
-import json
 import pathlib
 import subprocess
 
 import numpy as np
 import pytest
+from helpers import read_record
 from scipy import integrate, stats
 from test_recomputed import (
     CASES,
@@ -143,7 +143,7 @@ def test_decisions_are_those_of_single_draws(folder, name):
         f"a class marked certified holds for every change with L2 norm up to 0.3, each with "
         f"probability at least {1 - alpha:g} (anytime-valid test on fresh draws)"
     )
-    record = json.loads((run / f"{stem}.json").read_text())
+    record = read_record(run / f"{stem}.json")
     assert_summary(record.pop("summary"), table)
     assert record == {
         "statement": statement,

@@ -10,6 +10,7 @@ import pathlib
 
 import numpy as np
 import pytest
+from helpers import read_record
 from scipy import stats
 from test_recomputed import (
     LABELS,
@@ -42,8 +43,9 @@ def drawn(folder: pathlib.Path) -> tuple[dict, dict]:
     said = script(folder, "margins", *FLAGS)
     (file,) = (folder / run_of("mc")).glob("margins-n30-*.npz")
     assert said.stdout == f"{file}\n"
+    assert script(folder, "margins", *FLAGS).stdout == said.stdout  # which it finds there
     with np.load(file) as arrays:
-        return json.loads(file.with_suffix(".json").read_text()), dict(arrays)
+        return read_record(file.with_suffix(".json")), dict(arrays)
 
 
 def test_the_logits_are_those_of_single_draws(folder):

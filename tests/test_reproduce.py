@@ -281,6 +281,18 @@ def column(table, heading):
     return [row[place] for row in table.rows]
 
 
+def test_results_of_other_masks_are_not_the_papers(tmp_path):
+    """Though they are in the run's folder, and newer."""
+    run = tmp_path / CELL.run
+    for kind in ("attack", "margins"):
+        for made, design in enumerate(({}, {"mask_design": "balanced"})):
+            file = run / f"{kind}-{made}.json"
+            runs.write_json(file, {"settings": {"num_masks": 5, **design}})
+            os.utime(file, (made, made))
+        assert measured.latest(tmp_path, CELL, f"{kind}-*.json") == run / f"{kind}-0.json"
+    assert measured.latest(tmp_path, CELL, "other-*.json") is None
+
+
 def test_training_time_outlives_the_networks(tmp_path):
     """Of a finished training only, whether the network or the list of jobs shows that it is."""
     make_run(tmp_path, CELL, [SURE] * 4, seconds=12.5)
@@ -586,6 +598,7 @@ REFUSED = [
     (["--what=figure5", "--ensembles=de"], "--ensembles leaves nothing of figure5"),
     (["--what=table3", "--sigmas=0.4,x"], "--sigmas must be numbers"),
     (["--what=table3", "--sigmas=0"], "--sigmas must be numbers"),
+    (["--what=table3", "--sigmas=9e-7"], "--sigmas must be numbers of at least 1e-06"),
     (["--what=table3", "--seeds=-1"], "--seeds must be numbers"),
     (["--what=table3", "--seeds="], "--seeds must be numbers"),
     (["--what=table3", "--epochs=0"], "--epochs must be at least 1"),

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import read_record
 
 from selfens_jax import counting, runs
 from selfens_jax.errors import UserError
@@ -107,13 +108,100 @@ def test_progress_keeps_the_latest_and_drops_later_history(tmp_path):
     assert runs.load_progress(tmp_path, states) is None
     runs.save_progress(tmp_path, 2, states, history(2))
     runs.save_progress(tmp_path, 4, ({"w": 2 * jnp.ones(2)},), history(4))
-    assert [p.name for p in (tmp_path / "progress").iterdir()] == ["4"]
+    assert sorted(p.name for p in (tmp_path / "progress").iterdir()) == ["4", "4.json"]
     runs.write_history(tmp_path, history(7))  # as if killed before the states of epoch 7
     (tmp_path / "progress" / "7.orbax-checkpoint-tmp").mkdir()  # and while writing them
     epoch, back, rows = runs.load_progress(tmp_path, states)
     assert epoch == 4
     assert back[0]["w"].tolist() == [2, 2]
     assert rows == history(4)
+
+
+def test_progress_that_is_damaged_is_refused(tmp_path):
+    states = ({"w": jnp.ones(2)},)
+    runs.save_progress(tmp_path, 2, states, history(2))
+    check = tmp_path / "progress" / "2.json"
+    file = next(path for path in (tmp_path / "progress" / "2").rglob("d/*"))
+    content = file.read_bytes()
+    for harmed, says in ((content[:-1], "damaged"), (None, "missing")):
+        file.unlink() if harmed is None else file.write_bytes(harmed)
+        with pytest.raises(UserError, match=f"{re.escape(str(file))} is {says}"):
+            runs.load_progress(tmp_path, states)
+    file.write_bytes(content)
+    (tmp_path / "history.csv").write_text((tmp_path / "history.csv").read_text().replace("1", "2"))
+    with pytest.raises(UserError, match=r"history\.csv is damaged"):
+        runs.load_progress(tmp_path, states)
+    runs.write_history(tmp_path, history(2))
+    check.unlink()  # as in runs of earlier versions
+    assert runs.load_progress(tmp_path, states)[0] == 2
+    (tmp_path / "history.csv").write_text("epoch,loss\n1\n")
+    with pytest.raises(UserError, match=r"history\.csv is damaged"):
+        runs.load_progress(tmp_path, states)
+
+
+@pytest.mark.parametrize("code", [28, 13])
+def test_what_the_system_refuses_to_orbax_is_an_error_of_the_system(tmp_path, monkeypatch, code):
+    def save(*_):
+        raise ValueError(f"RESOURCE_EXHAUSTED: Failed writing [os_error_code='{code}'] [more]")
+
+    monkeypatch.setattr("selfens_jax.runs.run.ocp.save", save)
+    with pytest.raises(OSError, match="progress/1") as caught:
+        runs.save_progress(tmp_path, 1, {"w": jnp.ones(2)}, history(1))
+    assert caught.value.errno == code
+    monkeypatch.setattr("selfens_jax.runs.run.ocp.save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        runs.save_progress(tmp_path, 1, {"w": jnp.ones(2)}, history(1))
+
+
+def every_flip(path):
+    """Writes the file with each of its bits turned around in turn."""
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        yield
+
+
+def test_no_flipped_bit_of_a_record_passes(tmp_path):
+    """It is refused, or was of blanks or of the word crc32, so that the record is the same."""
+    path, record = tmp_path / "x.json", {"sigma": 0.5, "classes": ["a", "é"], "seed": 10}
+    runs.write_json(path, record)
+    refused = 0
+    for _ in every_flip(path):
+        try:
+            found = runs.read_json(path)
+        except UserError as error:
+            refused += "x.json" in str(error)
+        else:
+            found = {key: value for key, value in found.items() if key in record}
+            assert found == record
+    assert refused > 8 * len(json.dumps(record)) * 0.9
+
+
+def test_no_flipped_bit_of_a_log_passes(tmp_path):
+    path, settings = tmp_path / "votes.tsv", {"n": 12}
+    entries = {3: runs.Entry((30, 4, 8), 0.25), 17: runs.Entry((30, 11, 1), 1.5)}
+
+    def read():
+        return runs.read_log(path, settings, lambda values: len(values) == 3)
+
+    runs.open_log(path, settings, lambda values: True)
+    runs.append_log(path, entries)
+    assert read() == entries
+    unnamed = 0
+    for _ in every_flip(path):
+        try:
+            found = read()
+        except UserError as error:
+            unnamed += "votes.tsv" not in str(error)
+        else:  # where the end of a line is another one, or none: that line is counted again
+            assert found in (entries, {3: entries[3]})
+    assert not unnamed
+    lines = path.read_text(errors="replace").splitlines()[:1]
+    lines += ["3\t0.2500\t30\t4\t8", "17\t1.5000\t30\t11\t1"]  # of earlier versions
+    path.write_text("\n".join(lines) + "\n")
+    assert read() == entries
 
 
 def test_finishing_leaves_the_checkpoint_and_no_progress(tmp_path):
@@ -159,7 +247,7 @@ def test_npz_files_are_never_unpickled(tmp_path):
 
 def test_json_and_npz_are_written_whole_and_reproducibly(tmp_path):
     runs.write_json(tmp_path / "a" / "x.json", {"k": [1]})
-    assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"k": [1]}
+    assert read_record(tmp_path / "a" / "x.json") == {"k": [1]}
     runs.write_npz(tmp_path / "a" / "1.npz", x=np.arange(3))
     runs.write_npz(tmp_path / "a" / "2.npz", x=np.arange(3))
     assert (tmp_path / "a" / "1.npz").read_bytes() == (tmp_path / "a" / "2.npz").read_bytes()

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import pathlib
 import re
 import shlex
@@ -11,10 +10,12 @@ import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import pytest
 
-from selfens_jax import runs
+from selfens_jax import masks, runs
+from selfens_jax.streams import stream
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ("--model=lstm_fcn", "--sigma=0.5", "--epochs=4")
@@ -27,14 +28,8 @@ def command(script, *arguments):
 
 def call(folder, script, *arguments, status=0, **environment):
     """The finished script, run in the folder with these variables set as well."""
-    done = subprocess.run(
-        command(script, *arguments),
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    path = ROOT / "experiments" / f"{script}.py"
+    done = forked.run(path, arguments, folder, **environment)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -145,14 +140,25 @@ def test_other_masks_and_noise_are_other_results(trained):
     call(trained, "certify", "--dataset=own.npz", *CERTIFY)
     before = set(results(trained, "counts-*12ex*.npz"))
     hashes = set()
-    for flag in ("--mask_seed=1", "--noise_seed=1"):
-        call(trained, "certify", "--dataset=own.npz", *CERTIFY, flag)
+    for flag in ("--mask_seed=1", "--noise_seed=1", "--mask_design=balanced"):
+        done = call(trained, "certify", "--dataset=own.npz", *CERTIFY, flag)
+        balanced = "mc under balanced masks, sigma" in done.stdout
+        assert balanced == (flag == "--mask_design=balanced")
+    line = error_of(trained, "margins", "--dataset=own.npz", *CERTIFY, "--mask_design=balanced")
+    assert "a theory of independent masks" in line
     after = set(results(trained, "counts-*12ex*.npz"))
-    assert len(after - before) == 2
+    assert len(after - before) == 3
+    designs = set()
     for path in after:
         with np.load(path) as file:
-            hashes.add(json.loads(str(file["settings"]))["masks_sha256"])
-    assert len(hashes) == 2
+            settings = json.loads(str(file["settings"]))
+        hashes.add(settings["masks_sha256"])
+        designs.add(settings.get("mask_design"))
+    assert len(hashes) == 3
+    assert designs == {None, "balanced"}
+    with np.load(trained / RUN / "masks-m3-seed0-balanced.npz") as file:
+        balanced = masks.continuous_balanced(stream(0, "masks"), 3, 16, 0.9)
+        np.testing.assert_array_equal(file["masks"], balanced)
     for path in after - before:
         path.unlink()
 
@@ -180,7 +186,7 @@ def kill_when(process, ready, seconds=120):
 
 def test_killed_training_goes_on_to_the_same_parameters(tmp_path):
     make_npz(tmp_path / "own.npz")
-    arguments = ("--dataset=own.npz", "--model=lstm_fcn", "--sigma=0.5", "--epochs=600")
+    arguments = ("--dataset=own.npz", "--model=lstm_fcn", "--sigma=0.5", "--epochs=300")
     call(tmp_path, "train", *arguments, "--runs_dir=whole")
     for _ in range(2):
         process = subprocess.Popen(
@@ -239,6 +245,7 @@ def weights_digest(folder, run):
     return json.loads(record.read_text())["settings"]["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_killed_certification_goes_on_to_the_same_files(trained):
     arguments = ("--dataset=own.npz", *CERTIFY[:2], "--num_draws=3000")
     call(trained, "certify", *arguments)
@@ -336,6 +343,7 @@ def test_train_refuses(trained, arguments, says):
     assert_refused(trained, says, "train", *TINY, *arguments)
 
 
+@pytest.mark.slow
 def test_a_deep_ensemble_of_multivariate_series(tmp_path):
     make_npz(tmp_path / "own.npz", channels=2)
     arguments = ("--dataset=own.npz", "--ensemble=de", "--model=lstm_fcn", "--sigma=0.5")
@@ -387,7 +395,7 @@ def test_a_damaged_log_of_votes_is_refused_by_its_line(trained, change):
     call(trained, "certify", *words, "--num_examples=3")
     (log,) = [p for p in results(trained, "votes-*.tsv") if '"noise_seed": 8' in p.read_text()]
     lines = log.read_text().splitlines()
-    index, seconds, forwards, *votes = lines[2].split("\t")
+    index, seconds, forwards, *votes, _ = lines[2].split("\t")  # as without the checksum
     if change == "a vote more":
         votes[0] = str(int(votes[0]) + 1)
     else:
@@ -486,6 +494,7 @@ def test_a_cpu_has_one_precision(trained):
     )
 
 
+@pytest.mark.slow
 def test_killed_margins_go_on_to_the_same_files(trained):
     arguments = ("--dataset=own.npz", "--model=lstm_fcn", "--sigma=0.5", "--num_draws=40")
     call(trained, "margins", *arguments)

@@ -11,8 +11,10 @@ from helpers import easy_problem
 from selfens_jax import attacks, masks, models, smoothing, training
 from selfens_jax.streams import stream
 
+LONG = [pytest.param(name, marks=pytest.mark.slow) for name in ("inception_time", "macnn")]
 
-@pytest.mark.parametrize("name", models.NAMES)
+
+@pytest.mark.parametrize("name", ["lstm_fcn", *LONG])
 def test_each_architecture_trains_counts_and_is_attacked(name):
     x, y = easy_problem(8, length=16)
     model = models.create(name, num_classes=2)

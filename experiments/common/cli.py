@@ -19,10 +19,12 @@ except ValueError as error:  # a variable of the environment that JAX cannot rea
     sys.exit(f"error: {error}")
 from absl import app, flags, logging
 
-from selfens_jax import data, masks, models, names, paths, preparation, training
+from selfens_jax import backend, data, masks, models, objectives, paths, preparation, training
+from selfens_jax.data import names
 from selfens_jax.errors import UserError
 
 PREPARING = ("scaling", "unequal", "missing", "channels_first")
+SIGMA_FOR_BURSTS = 0.1  # certificates against bursts need no noise; a little helps training
 HELD = contextlib.ExitStack()  # locks, until the script ends
 _DEFAULTS = training.TrainConfig()
 # JAX's own defaults, whatever the environment says: other values are other noise or networks, or
@@ -43,7 +45,11 @@ def define_run_flags() -> None:
     )
     define_path("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
     flags.DEFINE_enum(
-        "scaling", "none", data.SCALINGS, "Rescaling of each series before any noise."
+        "scaling",
+        "none",
+        data.SCALINGS,
+        "Rescaling before any noise: channel, each channel divided by its deviation over the "
+        "training series; z_score, each series by itself.",
     )
     flags.DEFINE_enum(
         "unequal",
@@ -55,7 +61,8 @@ def define_run_flags() -> None:
         "missing",
         "refuse",
         preparation.MISSING,
-        "Missing values: zero, the last one observed, or linear interpolation.",
+        "Missing values: zero, the last one observed, or linear interpolation; hide: they stay "
+        "unknown, for certify.py --burst --series.",
     )
     flags.DEFINE_bool("channels_first", False, "Whether X of a .npz is (series, channels, time).")
     flags.DEFINE_enum("model", "inception_time", list(models.NAMES), "The architecture.")
@@ -64,12 +71,25 @@ def define_run_flags() -> None:
         _DEFAULTS.ensemble,
         masks.ENSEMBLES,
         "single: one network; de: several networks; mb, mc: one network under binomial or "
-        "continuous masks.",
+        "continuous masks; mw: one network trained with windows hidden, for certify.py --burst.",
     )
     flags.DEFINE_float(
-        "sigma", _DEFAULTS.sigma, "Standard deviation of the noise, in the units of the series."
+        "sigma",
+        _DEFAULTS.sigma,
+        "Standard deviation of the noise, in the units of the series; 0.1 if not given for mw.",
     )
     flags.DEFINE_float("keep", _DEFAULTS.keep, "Share of the time steps that a mask keeps.")
+    flags.DEFINE_enum(
+        "objective",
+        _DEFAULTS.objective,
+        list(objectives.OBJECTIVES),
+        "What training lowers: the paper's loss of one view of each series, or another of two.",
+    )
+    flags.DEFINE_float(
+        "average",
+        None,
+        "Decay of an exponential average of the weights, as 0.999; the last weights if not given.",
+    )
     flags.DEFINE_integer("seed", 0, "Fixes everything random.")
     define_path("runs_dir", "runs", "Where runs are kept.")
     flags.DEFINE_bool(
@@ -156,13 +176,13 @@ def load_data(
 
 
 def load_new_series(
-    flag_values: flags.FlagValues, source: dict[str, Any]
+    flag_values: flags.FlagValues, described: dict[str, Any]
 ) -> tuple[data.Series, dict[str, Any]]:
     """The series of --series and how they were prepared, as records have it.
 
     Args:
       flag_values: all flags; those of preparation that were not given are the run's.
-      source: the run's data, as `data.describe` has them.
+      described: the run's data, as `data.describe` has them.
 
     Raises:
       UserError: if the flags contradict the run, or there are no such series.
@@ -170,16 +190,16 @@ def load_new_series(
     for name in ("dataset", "data_dir"):
         if flag_values[name].present and flag_values["run_dir"].present:
             raise UserError(f"--series has the series, --run_dir the rest; leave out --{name}")
-    if flag_values["scaling"].present and flag_values.scaling != source["scaling"]:
+    if flag_values["scaling"].present and flag_values.scaling != described["scaling"]:
         raise UserError(
-            f"the run was trained with scaling {source['scaling']}, which --series gets too; leave "
-            "out --scaling"
+            f"the run was trained with scaling {described['scaling']}, which --series gets too; "
+            "leave out --scaling"
         )
     defaults = {"unequal": "refuse", "missing": "refuse", "channels_first": False}
     asked = {
         name: getattr(flag_values, name)
         if flag_values[name].present
-        else source.get(name, defaults[name])
+        else described.get(name, defaults[name])
         for name in defaults
     }
     as_trained = asked["channels_first"] and not flag_values["channels_first"].present
@@ -189,10 +209,11 @@ def load_new_series(
         with _said_warnings():
             series = data.load_series(
                 flag_values.series,
-                length=source["length"],
-                num_channels=source["num_channels"],
-                classes=source["classes"],
-                scaling=source["scaling"],
+                length=described["length"],
+                num_channels=described["num_channels"],
+                classes=described["classes"],
+                scaling=described["scaling"],
+                units=described.get("units", ()),
                 labelled=flag_values.labelled,
                 **asked,
             )
@@ -216,17 +237,17 @@ def _said_warnings() -> Iterator[None]:
 
 def provenance(settings: dict[str, Any]) -> str:
     """A line on the series that settings speak of, and how they were prepared."""
-    source = settings["data"]
+    described = settings["data"]
     own = settings.get("series")
     if own is None:
-        own, origin = source, source["source"]
+        own, origin = described, described["source"]
         origin = "GENERATED, not the archive's" if origin == "generated" else origin
-        line = f"{source['name']} ({origin})"
+        line = f"{described['name']} ({origin})"
     else:
-        line = f"{own['name']}, new to the run on {source['name']}"
-    line += f", scaling {source['scaling']}"
+        line = f"{own['name']}, new to the run on {described['name']}"
+    line += f", scaling {described['scaling']}"
     if "unequal" in own:
-        line += f", unequal lengths: {own['unequal']} to {source['length']} time steps"
+        line += f", unequal lengths: {own['unequal']} to {described['length']} time steps"
     if "missing" in own:
         line += f", missing values: {own['missing']}"
     return line + ", channels first in the file" * ("channels_first" in own)
@@ -238,6 +259,7 @@ def print_summary(
     settings: dict[str, Any],
     table: Sequence[tuple[str, float, str]],
     written: str,
+    radii: bool = True,
 ) -> None:
     """Prints what certificates come to.
 
@@ -246,13 +268,25 @@ def print_summary(
       settings: what the certificates depend on.
       table: (what, value, format of the value) of each further line.
       written: the files.
+      radii: whether there are any.
     """
     print(title)
     print(f"  {statement}")
-    print(f"  series: {provenance(settings)}; radii are L2 norms in their units")
+    units = settings["data"].get("units")
+    said = "L2 norms in their units"
+    if units:
+        said = f"L2 norms of series divided by {', '.join(f'{u:.3g}' for u in units)} (by channel)"
+    print(f"  series: {provenance(settings)}" + f"; radii are {said}" * radii)
     for what, value, form in table:
         print(f"  {what:<44} {value:{form}}")
     print(f"  written to {written}")
+
+
+def check_precision() -> None:
+    """Raises UserError for a --precision that the devices here do not have."""
+    precision = flags.FLAGS.precision
+    if precision != "float32" and backend.on_cpu():
+        raise UserError(f"--precision={precision}: a CPU computes in float32; leave it out")
 
 
 def say(line: str) -> None:
@@ -268,7 +302,7 @@ def run(main: Callable[[], None]) -> None:
             say(f"error: unexpected argument {arguments[1]!r}; flags look like --name=value")
             return 1
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.ERROR)  # orbax narrates every file it writes
+            logging.set_verbosity(logging.FATAL)  # Orbax narrates, errors that are told here too
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # how batch systems end a job
         python_logging.getLogger("matplotlib").setLevel(python_logging.ERROR)  # a missing home
         for stream in (sys.stdout, sys.stderr):  # a name may be more than the terminal can show
@@ -276,6 +310,8 @@ def run(main: Callable[[], None]) -> None:
                 stream.reconfigure(errors="backslashreplace")
         for name, value in _SETTINGS.items():
             jax.config.update(name, value)
+        if "ensemble" in flags.FLAGS and flags.FLAGS.ensemble == "mw":
+            flags.FLAGS.set_default("sigma", SIGMA_FOR_BURSTS)
         try:
             if flags.FLAGS.compilation_cache:
                 _keep_compiled_programs()

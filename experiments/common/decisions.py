@@ -6,12 +6,11 @@ The statement and its proof are in `selfens_jax.sequential`.
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 from common import cli, trained
 
-from selfens_jax import blocks, counting, metrics, noise, sequential
+from selfens_jax import backend, blocks, counting, metrics, noise, sequential
 from selfens_jax.errors import UserError
 from selfens_jax.runs import records
 
@@ -37,7 +36,7 @@ def check_budget(config: dict[str, Any]) -> tuple[int, ...]:
     Raises:
       UserError: for a budget with which nothing could be certified on a run of this config.
     """
-    block = blocks.default_draws_per_block()
+    block = blocks.default_draws_per_block(config["data"]["length"])
     edges = sequential.batches(block, block, max_draws=FLAGS.max_draws, block=block)
     try:
         given_up = noise.given_up({**config, **trained.grid_setting(config["sigma"])})
@@ -50,10 +49,11 @@ def check_budget(config: dict[str, Any]) -> tuple[int, ...]:
     return edges
 
 
-def default_batch_size() -> int:
+def default_batch_size(config: dict[str, Any]) -> int:
     """On a CPU one block a call, whose one program serves every batch of draws."""
-    on_cpu = jax.default_backend() == "cpu"
-    return blocks.default_draws_per_block() if on_cpu else blocks.default_batch_size()
+    if backend.on_cpu():
+        return blocks.default_draws_per_block(config["data"]["length"])
+    return blocks.default_batch_size()
 
 
 def beside_the_bar(seen: dict[str, int]) -> str:

@@ -1,5 +1,7 @@
 """What certificates come to: the lines that certify.py prints, draws and puts on its page."""
 
+from typing import Any
+
 import numpy as np
 from common import cli
 
@@ -61,9 +63,18 @@ def summary(counted: Counts, certified: certificates.Certificates) -> list[tuple
             (f"certified accuracy at r = {r:g}", float(share))
             for r, share in zip(radii, certified_accuracy, strict=True)
         ]
-    forms = ((shares, ".2%"), (means, ".4f"), (curve, ".2%"))
-    lines = [(what, value, form) for rows, form in forms for what, value in rows]
+    lines = [(what, value, ".2%") for what, value in shares]
+    for what, value in means:
+        lines += [(what, value, ".4f"), *in_own_units(value, counted.settings)]
+    lines += [(what, value, ".2%") for what, value in curve]
     return [*lines, ("forward passes a draw", cost, ".2f")]
+
+
+def in_own_units(radius: float, settings: dict[str, Any]) -> list[tuple[str, float, str]]:
+    """What a radius is in each channel's own units, where channels were scaled."""
+    own = coverage.channel_radii(radius, settings["data"].get("units", ()))
+    told = list(enumerate(own.tolist()))[:MOST_CHANNELS]
+    return [(f"  in channel {channel} alone", size, ".4g") for channel, size in told]
 
 
 def curve(counted: Counts, certified: certificates.Certificates) -> bytes:
@@ -78,11 +89,17 @@ def curve(counted: Counts, certified: certificates.Certificates) -> bytes:
     )
 
 
+MOST_CHANNELS = 6  # that are told of one by one
 IN_SHORT = ("offset", "gain", "sample", "samples", "drift", "delay")  # of `coverage`
 
 
-def covered_in_short(counted: Counts, covered: list[coverage.Coverage]) -> list[str]:
-    """Lines on what the median radius of those that are not 0 covers; at least half reach it."""
+def covered_in_short(
+    counted: Counts, covered: list[coverage.Coverage], drawn: str = ""
+) -> list[str]:
+    """Lines on what the median radius of those that are not 0 covers; at least half reach it.
+
+    drawn: the flag that gives the noise again, if its seed was drawn at random.
+    """
     radii = np.array([found.radius for found in covered])
     certified = np.flatnonzero(radii > 0)
     if not certified.size:
@@ -91,7 +108,7 @@ def covered_in_short(counted: Counts, covered: list[coverage.Coverage]) -> list[
     found, index = covered[place], counted.indices[place]
     rows = dict(zip((*coverage.SIZES, *coverage.COUNTS), found.rows(), strict=True))
     median = f"the median radius, {exact.shown(found.radius, 3)} of series {index},"
-    lines = [f"  {median} covers each of these (all: --explain={index}):"]
+    lines = [f"  {median} covers each of these (all: --explain={index}{drawn}):"]
     return lines + [f"    {what:<42} {how}" for what, how in (rows[name] for name in IN_SHORT)]
 
 
@@ -119,7 +136,16 @@ def page(counted: Counts, certified: certificates.Certificates, series: np.ndarr
     own = settings.get("series", settings["data"])
     classifier = {
         name: settings[name]
-        for name in ("model", "ensemble", "sigma", "num_masks", "keep", "num_members", "consensus")
+        for name in (
+            "model",
+            "ensemble",
+            "sigma",
+            "num_masks",
+            "mask_design",
+            "keep",
+            "num_members",
+            "consensus",
+        )
         if name in settings
     }
     how = {

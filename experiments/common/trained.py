@@ -13,17 +13,25 @@ import numpy as np
 from absl import flags
 from common import cli
 
-from selfens_jax import data, locks, noise, runs, smoothing
+from selfens_jax import data, locks, masks, noise, runs, smoothing, training
 from selfens_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 RANDOM = "random"
+_COMPARED = ("model", "ensemble", "sigma", "keep", "seed", "objective", "average")
 
 
 def define_flags() -> None:
     """Which classifier a run makes, and how it is examined; beside `cli.define_run_flags`."""
     flags.DEFINE_integer("num_masks", 5, "m, masks of a self-ensemble.")
     flags.DEFINE_integer("mask_seed", None, "Seed of the masks; --seed if not given.")
+    flags.DEFINE_enum(
+        "mask_design",
+        masks.DESIGNS[0],
+        masks.DESIGNS,
+        "Of mb and mc: masks drawn independently, or so that they hide different steps as far as "
+        "they can.",
+    )
     cli.define_path("run_dir", None, "The run to use; found from the other flags if not given.")
     cli.define_path("output_dir", None, "Where the results go; into the run if not given.")
     flags.DEFINE_integer("num_draws", 1000, "n, noise draws an example for the votes.")
@@ -71,7 +79,7 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
       UserError: if there is none, if it is unfinished, if a flag contradicts it, or if it must be
         `noisy` and was trained with sigma 0.
     """
-    asked = {name: FLAGS[name].value for name in ("model", "ensemble", "sigma", "keep", "seed")}
+    asked = {name: FLAGS[name].value for name in _COMPARED}
     if noisy and not 0 < FLAGS.sigma < math.inf:
         raise UserError(
             f"--sigma={FLAGS.sigma:g}: without noise there is no radius; above 0 needed"
@@ -84,7 +92,7 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
     else:
         run = Path(FLAGS.run_dir).absolute()
         asked = {name: value for name, value in asked.items() if FLAGS[name].present}
-    if FLAGS.ensemble in ("single", "de"):
+    if FLAGS.ensemble in ("single", "de", "mw"):
         asked.pop("keep", None)  # there is no mask whose share could differ
     file = run / "config.json"
     if file.exists():  # what is in use is not trained again meanwhile
@@ -96,7 +104,7 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
             remedy = "--run_dir is the folder of one run, which holds its config.json"
         raise UserError(f"the run {run} {state}; {remedy}")
     config = runs.read_config(run)
-    differences = runs.differences(config, asked)
+    differences = runs.differences(training.completed(config), asked)
     if differences:
         raise UserError(f"the run {run} was trained otherwise: {differences}")
     if noisy and config["sigma"] == 0:
@@ -110,11 +118,15 @@ def lock_of(run: Path) -> Path:
 
 
 def train_command() -> str:
-    others = ("data_dir", *cli.PREPARING, "model", "ensemble", "keep", "seed", "runs_dir")
+    others = ("data_dir", *cli.PREPARING, "model", "ensemble", "keep", "objective", "average")
+    others += ("seed", "runs_dir")
     names = ["dataset", "sigma", *(n for n in others if FLAGS[n].value != FLAGS[n].default)]
-    return shlex.join(
-        ["python", "experiments/train.py", *(f"--{n}={FLAGS[n].value}" for n in names)]
-    )
+    words = [f"--{n}={FLAGS[n].value}" for n in names]
+    if FLAGS.ensemble == "mw":
+        asked = (FLAGS["burst"].value or []) if "burst" in FLAGS else []  # by certify.py
+        lengths = [int(text) for text in asked if text.isdigit()]
+        words.append(f"--burst={max(lengths, default=8)}")
+    return shlex.join(["python", "experiments/train.py", *words])
 
 
 def output_folder(run: Path) -> Path:
@@ -149,14 +161,14 @@ def load_data(run: Path, config: dict[str, Any]) -> data.Dataset:
     return dataset
 
 
-def check_preparation(run: Path, source: dict[str, Any]) -> None:
-    """Raises UserError if the flags prepare series otherwise than the run's data, `source`.
+def check_preparation(run: Path, described: dict[str, Any]) -> None:
+    """Raises UserError if the flags prepare series otherwise than the run's data, `described`.
 
     With --run_dir, those that are not given are the run's.
     """
     for name in cli.PREPARING:
         flag = FLAGS[name]
-        known = source.get(name, flag.default)
+        known = described.get(name, flag.default)
         if flag.value == known or (FLAGS.run_dir is not None and not flag.present):
             continue
         words = f"--{name}" if known is True else f"--{name}={known}"
@@ -177,19 +189,19 @@ def noise_seed(config: dict[str, Any]) -> int:
 
 
 def shared_settings(
-    config: dict[str, Any], classifier: dict[str, Any], seed: int
+    config: dict[str, Any], classifier: dict[str, Any], seed: int | None
 ) -> dict[str, Any]:
     """What every result of a run depends on, whatever is asked of its classifier.
 
-    seed: of the noise.
+    seed: of the noise; None if there is none.
     """
     versions = runs.versions()
+    noise_settings = {"noise_seed": seed, **grid_setting(config["sigma"])}
     return {
         **classifier,
         "data": config["data"],
         "sigma": config["sigma"],
-        "noise_seed": seed,
-        **grid_setting(config["sigma"]),
+        **({} if seed is None else noise_settings),
         "platform": jax.local_devices()[0].platform,
         "versions": {name: versions[name] for name in ("selfens_jax", "jax")},
     }
@@ -232,12 +244,14 @@ def load_classifier(
     run: Path,
 ) -> tuple[smoothing.SelfEnsemble | smoothing.DeepEnsemble, dict[str, Any]]:
     """The ensemble to certify, and the part of the settings that says which it is."""
-    num_masks = FLAGS.num_masks
-    if not FLAGS["num_masks"].present:  # what a SelfEnsembleClassifier was saved with
-        num_masks = runs.read_config(run).get("classifier", {}).get("num_masks", num_masks)
+    saved = runs.read_config(run).get("classifier", {})  # with a SelfEnsembleClassifier
+    own: dict[str, Any] = {
+        name: FLAGS[name].value if FLAGS[name].present else saved.get(name, FLAGS[name].value)
+        for name in ("num_masks", "mask_design")
+    }
     return runs.load_classifier(
         run,
-        num_masks=num_masks,
+        **own,
         mask_seed=FLAGS.mask_seed,
         masks_folder=None if FLAGS.output_dir is None else output_folder(run),
     )

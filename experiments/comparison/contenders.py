@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest import mock
 
 # Else JAX takes most of a GPU's memory and leaves PyTorch none.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -25,9 +24,9 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import flop
 
 from selfens_jax import counting, data, masks, models, runs, smoothing, training
-from selfens_jax.models import convolution
 
 if TYPE_CHECKING:
     import torch
@@ -303,37 +302,8 @@ def tune_training(
 
 
 def forward_flop(case: Case) -> float:
-    """Floating-point operations of one series' forward pass, multiply and add counted apart.
-
-    Counts the direct convolutions, whichever way they are computed, padding included, and the
-    matrix products: the same work for every contender.
-    """
-    x = jnp.zeros((1, case.shape.length, 1))
-    with mock.patch.object(convolution, "SHORTEST", math.inf):
-        variables = jax.eval_shape(case.net.init, jax.random.key(0), x)
-        traced = jax.make_jaxpr(lambda v: case.net.apply(v, x, train=False))(variables)
-    return 2.0 * _multiply_adds(traced.jaxpr)
-
-
-def _multiply_adds(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        outputs = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
-        if name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            filters = kernel[params["dimension_numbers"].rhs_spec[0]]
-            total += outputs * math.prod(kernel) // filters
-        elif name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            total += outputs * math.prod(equation.invars[0].aval.shape[d] for d in contracted)
-        for inner in jax.tree.leaves(
-            list(params.values()), is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            if hasattr(inner, "eqns"):
-                total += params.get("length", 1) * _multiply_adds(inner)
-    return total
+    """Floating-point operations of one series' forward pass: the same for every contender."""
+    return flop.of_forward_pass(case.net, case.shape.length)
 
 
 def peak_memory(name: str, case: Case, arguments: tuple[Any, ...] = ()) -> float | None:

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from reproduction.captions import NOT_MEASURED, described
 from reproduction.measured import ALPHA, Margins, certified, margins
-from reproduction.plan import NUM_MASKS, Cell, Grid, Settings
+from reproduction.plan import ENSEMBLES, NUM_MASKS, Cell, Grid, Settings
 from scipy import stats
 
-from selfens_jax import certificates, masks, plots, runs
+from selfens_jax import certificates, plots, runs
 
 RENYI_ORDERS = (1.01, 2.0, 4.0, 8.0, 16.0)
 
@@ -104,7 +104,7 @@ def draw_margins(found: Mapping[str, Margins]) -> Figure:
     figure = plots.new_figure(10, 4.2)
     left, right = figure.subplots(1, 2)
     for ensemble, measured in found.items():
-        colour = plots.COLOURS[masks.ENSEMBLES.index(ensemble)]
+        colour = plots.COLOURS[ENSEMBLES.index(ensemble)]
         for axes, values in ((left, measured.margin[0]), (right, measured.score[0])):
             label = f"{ensemble}: mean {values.mean():.2f}, variance {values.var(ddof=1):.3g}"
             axes.hist(values, bins="fd", density=True, color=colour, alpha=0.3)

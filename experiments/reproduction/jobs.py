@@ -9,7 +9,6 @@ import csv
 import dataclasses
 import datetime
 import filecmp
-import io
 import os
 import platform
 import shutil
@@ -22,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from common import cli
+from common import cli, commands
 
 from selfens_jax import runs
 from selfens_jax.errors import UserError
@@ -110,11 +109,8 @@ def read(results_dir: Path) -> Outcomes:
 
 
 def write(results_dir: Path, outcomes: Iterable[Outcome]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(outcome) for outcome in outcomes)
-    runs.write_bytes(results_dir / "jobs.csv", text.getvalue().encode())
+    rows = (dataclasses.asdict(outcome) for outcome in outcomes)
+    runs.write_csv(results_dir / "jobs.csv", FIELDS, rows)
 
 
 def is_done(job_id: str, outcomes: Outcomes, results_dir: Path) -> bool:
@@ -196,7 +192,10 @@ def run(
     elif stopped:
         status, message = INTERRUPTED, "goes on with the next call"
     else:
-        status, message = FAILED, error_line(said.decode(errors="replace"), process.returncode)
+        status, message = (
+            FAILED,
+            commands.error_line(said.decode(errors="replace"), process.returncode),
+        )
     return Outcome(
         id=job.id,
         needs=job.needs,
@@ -232,13 +231,6 @@ def pass_through(pipe: BinaryIO, said: bytearray) -> None:
         said += chunk
         del said[:-65536]
     pipe.close()
-
-
-def error_line(said: str, returncode: int) -> str:
-    """A script's own `error: ...`, without the prefix; else its last line."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return [f"ended with status {returncode}", *lines[-1:], *errors][-1]
 
 
 def time_left(todo: Sequence[Job], outcomes: Outcomes) -> str:

@@ -74,7 +74,7 @@ def certified(
     found = []
     for file in (results_dir / cell.run).glob("counts-*.npz"):
         counted = records.read_counts(file)
-        plain = not {"consensus", "series"} & counted.settings.keys()
+        plain = not {"consensus", "mask_design", "series"} & counted.settings.keys()
         chosen = evenly_spaced(settings.num_examples, counted.settings["data"]["num_test"])
         if (
             plain
@@ -154,8 +154,12 @@ def margins(results_dir: Path, cell: Cell, settings: Settings) -> Margins | None
 
 
 def latest(results_dir: Path, cell: Cell, pattern: str) -> Path | None:
-    """The newest file of a run whose name is like `pattern`; None if there is none."""
-    files = list((results_dir / cell.run).glob(pattern))
+    """The newest record of a run whose name is like `pattern`, of the paper's masks; or None."""
+    files = [
+        file
+        for file in (results_dir / cell.run).glob(pattern)
+        if "mask_design" not in runs.read_json(file).get("settings", {})
+    ]
     return max(files, key=lambda file: (file.stat().st_mtime, file.name)) if files else None
 
 

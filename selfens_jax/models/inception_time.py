@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from selfens_jax.models.layers import batch_norm, conv, max_pool_of_three
+from selfens_jax.models.layers import batch_norm, convolve_side_by_side, max_pool_of_three
 
 
 class InceptionModule(nn.Module):
@@ -18,9 +18,10 @@ class InceptionModule(nn.Module):
         narrow = x
         if x.shape[-1] > 1:
             narrow = nn.Conv(self.filters, (1,), use_bias=False, name="bottleneck")(x)
-        branches = [conv(self.filters, (k,), use_bias=False)(narrow) for k in self.kernels]
-        branches.append(nn.Conv(self.filters, (1,), use_bias=False)(max_pool_of_three(x)))
-        y = jnp.concatenate(branches, axis=-1)
+        convolved = convolve_side_by_side(narrow, self.filters, self.kernels, use_bias=False)
+        pooled = max_pool_of_three(x, train=train)
+        pooled = nn.Conv(self.filters, (1,), use_bias=False, name="Conv_3")(pooled)
+        y = jnp.concatenate([convolved, pooled], axis=-1)
         return nn.relu(batch_norm(use_running_average=not train)(y))
 
 

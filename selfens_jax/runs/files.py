@@ -1,18 +1,21 @@
-"""Files that appear whole or not at all, and are never unpickled."""
+"""Files that appear whole or not at all, are never unpickled, and whose damage is noticed."""
 
 import contextlib
+import csv
 import io
 import json
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from selfens_jax.errors import UserError
+
+_CHECKSUM = "crc32"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -31,16 +34,44 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+def write_csv(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a table: a line of names, and one for each row, which has a value for each."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
 
 
-def read_json(path: Path) -> Any:
+def checksum(text: str) -> str:
+    """What tells a text from one that is damaged, in eight hexadecimal digits."""
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a record; its last entry is the checksum of the others."""
+    checked = {**value, _CHECKSUM: checksum(json.dumps(value))}
+    write_bytes(path, (json.dumps(checked, indent=2) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A record, without its checksum, which those of earlier versions lack.
+
+    Raises:
+      UserError: if there is none, or it is damaged.
+    """
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path} cannot be read ({reason}); train again with --overwrite") from None
+    found = value.pop(_CHECKSUM, None) if isinstance(value, dict) else ""
+    if found not in (None, checksum(json.dumps(value))):
+        raise UserError(
+            f"{path} is damaged: it is not what was written; train again with --overwrite (if you "
+            f"changed it on purpose, remove its line {_CHECKSUM})"
+        )
+    return value
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:

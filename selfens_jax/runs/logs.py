@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from selfens_jax.errors import UserError
-from selfens_jax.runs.files import write_bytes
+from selfens_jax.runs.files import checksum, write_bytes
+
+_CHECKSUM = "\t#"  # what begins it in a line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,8 @@ def read_log(
 ) -> dict[int, Entry]:
     """The entries of a log, by example; a last line that is still being written does not count.
 
-    The first line is the settings, every further line one example's entry.
+    The first line is the settings, every further line one example's entry, with a checksum, which
+    those of earlier versions lack.
 
     Raises:
       UserError: if the file is of other settings, or a line is damaged or not complete.
@@ -35,7 +38,10 @@ def read_log(
     entries: dict[int, Entry] = {}
     for number, line in enumerate(lines[1:], start=2):
         try:
-            index, seconds, *values = line.split("\t")
+            fields, mark, found = line.partition(_CHECKSUM)
+            if mark and found != checksum(fields):
+                raise ValueError
+            index, seconds, *values = fields.split("\t")
             example, entry = int(index), Entry(tuple(map(int, values)), float(seconds))
             if not is_complete(entry.values):
                 raise ValueError
@@ -64,10 +70,10 @@ def open_log(
 
 def append_log(path: Path, entries: Mapping[int, Entry]) -> None:
     """Adds lines to an opened log, on disk when this returns."""
-    lines = [
-        "\t".join([str(index), f"{entry.seconds:.4f}", *map(str, entry.values)]) + "\n"
-        for index, entry in entries.items()
-    ]
+    lines = []
+    for index, entry in entries.items():
+        fields = "\t".join([str(index), f"{entry.seconds:.4f}", *map(str, entry.values)])
+        lines.append(f"{fields}{_CHECKSUM}{checksum(fields)}\n")
     with path.open("r+") as file:  # not "a", which would make a log without its first line
         file.seek(0, os.SEEK_END)
         file.write("".join(lines))

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from selfens_jax import certificates, sequential
+from selfens_jax.bursts import Bursts
 from selfens_jax.certificates import ABSTAIN, Certificates
 from selfens_jax.coverage import Coverage
 from selfens_jax.errors import UserError
@@ -24,6 +25,8 @@ from selfens_jax.runs.files import read_npz, write_bytes, write_json, write_npz
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 DECISION_COLUMNS = ("idx", "label", "predict", "decision", "draws", "forwards", "correct", "time")
+BURST_COLUMNS = ("idx", "label", "burst", "predict", "certified", "lacks", "radius", "correct")
+BURST_COLUMNS += ("time",)  # `lacks` and `radius` where there are any
 DECISION_NAMES = {
     sequential.CERTIFIED: "certified",
     sequential.REJECTED: "rejected",
@@ -90,15 +93,15 @@ def read_counts(path: Path) -> Counts:
     settings: dict[str, Any] = {}
     try:
         settings = json.loads(str(arrays.pop("settings")))
-        source = settings["data"]
-        shape = (len(arrays["indices"]), len(source["classes"]))
+        described = settings["data"]
+        shape = (len(arrays["indices"]), len(described["classes"]))
         intact = arrays["counts"].shape == shape and arrays["labels"].shape == shape[:1]
         intact &= arrays["forwards"].shape == shape[:1]
         intact &= arrays.get("series_sha256", arrays["labels"]).shape == shape[:1]
         intact &= bool((arrays["counts"].sum(axis=1) == settings["num_draws"]).all())
         intact &= bool(np.isin(arrays["labels"], range(-1, shape[1])).all())
         intact &= {"sigma", "model", "ensemble"} <= settings.keys()
-        intact &= {"name", "source", "scaling", "num_test"} <= source.keys()
+        intact &= {"name", "source", "scaling", "num_test"} <= described.keys()
     except (ValueError, KeyError, TypeError, AttributeError):
         intact = False
     if not intact:
@@ -126,7 +129,7 @@ def write_certificates(
       covered: what each radius covers, for (N,) examples; none where their series are not at hand.
       alpha_total: what alpha was divided from, if it was.
     """
-    names, source = class_names(counted.settings["data"]), counted.settings["data"]
+    names, described = class_names(counted.settings["data"]), counted.settings["data"]
     rows = [
         [
             str(index),
@@ -155,7 +158,7 @@ def write_certificates(
             **({} if alpha_total is None else {"alpha_total": alpha_total}),
             "interval": certified.interval,
             "bound": certified.bound,
-            "radius_units": radius_units(source),
+            "radius_units": radius_units(described),
             "num_examples": len(counted.indices),
             "abstain": names[ABSTAIN],
             "counts": counts_file,
@@ -245,8 +248,8 @@ class Decisions:
 
 def write_decisions(folder: Path, decided: Decisions, summary: Summary) -> None:
     """Writes target-*.tsv, a row an example, and target-*.json, what the decisions rest on."""
-    source = decided.settings["data"]
-    names, prediction, draws = class_names(source), decided.prediction, decided.draws
+    described = decided.settings["data"]
+    names, prediction, draws = class_names(described), decided.prediction, decided.draws
     rows = [
         [
             str(decided.indices[i]),
@@ -267,7 +270,7 @@ def write_decisions(folder: Path, decided: Decisions, summary: Summary) -> None:
             "statement": decided.statement,
             "valid": True,
             "alpha": decided.settings["alpha"],
-            "radius_units": radius_units(source),
+            "radius_units": radius_units(described),
             "num_examples": len(decided.indices),
             "abstain": names[ABSTAIN],
             "settings": decided.settings,
@@ -277,20 +280,98 @@ def write_decisions(folder: Path, decided: Decisions, summary: Summary) -> None:
     )
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class BurstResults:
+    """The examples of a certification against bursts; its certificates are `bursts.Bursts`.
+
+    Attributes:
+      indices, labels, settings, seconds, series_sha256: as in `Counts`.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    settings: dict[str, Any]
+    seconds: np.ndarray
+    series_sha256: np.ndarray
+
+    def stem(self, alpha: float | None) -> str:
+        """What the files are called, without suffix; alpha: with noise."""
+        identity = short_id([self.settings, self.indices.tolist()])
+        asked = self.settings["bursts"]
+        lengths = "-".join(map(str, asked)) if len(asked) <= 6 else f"{asked[0]}to{asked[-1]}"
+        noisy = "" if alpha is None else f"-n{self.settings['num_draws']}-alpha{alpha:g}"
+        return f"bursts-b{lengths}-{len(self.indices)}ex-{identity}{noisy}"
+
+
+def write_bursts(
+    folder: Path,
+    results: BurstResults,
+    found: Sequence[Bursts],
+    summary: Summary,
+    alpha: float | None = None,
+) -> None:
+    """Writes bursts-*.tsv, a row for each example and burst length, and what it rests on, *.json.
+
+    Args:
+      folder: where.
+      results, found: the examples, and their certificates for each length.
+      summary: what they come to.
+      alpha: with noise; then rows have a radius. Where series lack values, rows say which.
+    """
+    described, stem = results.settings["data"], results.stem(alpha)
+    names, lacking = class_names(described), any(each.lacks.any() for each in found)
+    rows = []
+    for i, label in enumerate(results.labels.tolist()):
+        for each in found:
+            prediction, certified = each.prediction[i], bool(each.certified[i])
+            rows.append(
+                [
+                    str(results.indices[i]),
+                    names[label] if label >= 0 else "",
+                    str(each.windows.burst),
+                    names[prediction],
+                    str(int(certified)),
+                    *([str(int(each.lacks[i]))] if lacking else []),
+                    *([] if each.radius is None else [certificates.format_radius(each.radius[i])]),
+                    str(int(certified and prediction == label)) if label >= 0 else "",
+                    seconds_text(results.seconds[i]),
+                ]
+            )
+    present = {"radius": alpha is not None, "lacks": lacking}
+    columns = [name for name in BURST_COLUMNS if present.get(name, True)]
+    write_bytes(folder / f"{stem}.tsv", table_text([columns, *rows]))
+    write_json(
+        folder / f"{stem}.json",
+        {
+            "statement": [each.statement for each in found],
+            "valid": True,
+            **({} if alpha is None else {"alpha": alpha, "radius_units": radius_units(described)}),
+            "windows": [dataclasses.asdict(each.windows) for each in found],
+            "num_examples": len(results.indices),
+            "abstain": names[ABSTAIN],
+            "settings": results.settings,
+            "summary": finite_or_text(summary),
+            **_hashes(results.series_sha256),
+        },
+    )
+
+
 def _hashes(series_sha256: np.ndarray | None) -> dict[str, list[str]]:
     """Which series a record's rows speak of, in their order."""
     return {} if series_sha256 is None else {"series_sha256": series_sha256.tolist()}
 
 
-def class_names(source: Mapping[str, Any]) -> list[str]:
+def class_names(described: Mapping[str, Any]) -> list[str]:
     """The classes of a record's data, and last, where a prediction of -1 finds it, abstention."""
-    classes = source["classes"]
+    classes = described["classes"]
     names = ("-1", "abstain", *(f"abstain_{number}" for number in range(len(classes))))
     return [*classes, next(name for name in names if name not in classes)]
 
 
-def radius_units(source: Mapping[str, Any]) -> str:
-    return f"L2 norm, in the units of the series (scaling: {source['scaling']})"
+def radius_units(described: Mapping[str, Any]) -> str:
+    if units := described.get("units"):
+        return f"L2 norm, of series whose channels were divided by {', '.join(map(repr, units))}"
+    return f"L2 norm, in the units of the series (scaling: {described['scaling']})"
 
 
 def short_id(settings: Any) -> str:

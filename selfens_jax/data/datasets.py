@@ -15,33 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from selfens_jax import archives, labels, npz_files, paths, preparation, ucr
-from selfens_jax.archives import ARCHIVE_URL, NETWORK_TIMEOUT, PAPER_DATASETS, UEA_DATASETS
+from selfens_jax import paths, preparation
+from selfens_jax.data import archives, labels, npz_files, ucr
+from selfens_jax.data.names import PACKED, TEXT_ENDINGS, is_path, name_of
+from selfens_jax.data.splits import Split, channel_units, check_scaling
 from selfens_jax.errors import UserError
-from selfens_jax.names import PACKED, TEXT_ENDINGS, is_path, name_of
-from selfens_jax.new_series import Series, check_new_series, load_series, series_digest
-from selfens_jax.preparation import MISSING, UNEQUAL, Preparation
-from selfens_jax.splits import SCALINGS, Split, check_scaling
-
-__all__ = [
-    "ARCHIVE_URL",
-    "MISSING",
-    "NETWORK_TIMEOUT",
-    "PAPER_DATASETS",
-    "SCALINGS",
-    "UEA_DATASETS",
-    "UNEQUAL",
-    "Dataset",
-    "Series",
-    "check_new_series",
-    "describe",
-    "from_arrays",
-    "is_path",
-    "load",
-    "load_series",
-    "name_of",
-    "series_digest",
-]
+from selfens_jax.preparation import Preparation
 
 NPZ_KEYS = ("X_train", "y_train", "X_test", "y_test")
 NEED = (
@@ -61,11 +40,12 @@ class Dataset:
     y_test: np.ndarray  # (n',) int32 class indices; all -1 if X_test has no labels
     classes: tuple[str, ...]  # class index -> the label as the user wrote it
     source: str  # "directory", "tslearn", "aeon", "generated", "file" or "arrays"
-    scaling: str  # "none" or "z_score"
+    scaling: str  # one of `SCALINGS`
     sha256: str  # of the arrays and classes above: changes if any value in them changes
     unequal: str = "refuse"  # as `preparation.Preparation` says
     missing: str = "refuse"
     channels_first: bool = False  # whether the user's arrays were (n, channels, time)
+    units: tuple[float, ...] = ()  # (C,) that scaling "channel" divided by
     preparation: str = ""  # what was done to unequal lengths and gaps, to be said beside a radius
 
     @property
@@ -96,6 +76,7 @@ def describe(dataset: Dataset) -> dict[str, Any]:
         "name": dataset.name,
         "source": dataset.source,
         "scaling": dataset.scaling,
+        **({"units": list(dataset.units)} if dataset.units else {}),
         "sha256": dataset.sha256,
         "num_train": len(dataset.x_train),
         "num_test": len(dataset.x_test),
@@ -131,7 +112,9 @@ def load(
             name, which is then the training split.
             The Dataset's name is `name_of(dataset)`.
         data_dir: folder of an unpacked UCR or UEA archive.
-        scaling: "none", or "z_score" (each series and channel to mean 0 and standard deviation 1).
+        scaling: "none"; "channel" (each channel divided by its standard deviation over the training
+            series, a constant of the data); or "z_score" (each series and channel by itself to mean
+            0 and standard deviation 1).
         cache_dir: where tslearn and aeon keep their downloads; their own defaults if None.
         channels_first: the arrays of a .npz file are (series, channels, time).
         unequal: what to do about series of unequal lengths, as `preparation.Preparation` says.
@@ -147,6 +130,7 @@ def load(
     """
     check_scaling(scaling)
     how = Preparation(unequal, missing)
+    _refuse_hidden(how)
     name = name_of(dataset)
     options: dict[str, Any] = {"scaling": scaling, "unequal": unequal, "missing": missing}
     if is_path(dataset):
@@ -201,7 +185,7 @@ def from_arrays(
         X_test: (n', T) or (n', T, C), likewise; None if there is no test split.
         y_test: (n',) labels, each of which occurs in y_train; None if they are not known.
         source: where the arrays came from; kept as provenance.
-        scaling: "none" or "z_score".
+        scaling: as in `load`.
         places: what error messages call the two splits, such as their files; the name if None.
         column: what messages call the place of the labels.
         channels_first: X is (n, C, T) instead.
@@ -220,6 +204,7 @@ def from_arrays(
     """
     check_scaling(scaling)
     how = Preparation(unequal, missing)
+    _refuse_hidden(how)
     place_train, place_test = places or (paths.shown(name), paths.shown(name))
     train, test = (
         Split(place, split, channels_first)
@@ -253,10 +238,11 @@ def from_arrays(
         if label not in index:
             remedy = labels.remedy(label, labels_train, column)
             test.fail(f"has label {label!r}, which no training series has: {remedy}", series=i)
+    units = channel_units(part) if scaling == "channel" else ()
     arrays = {
-        "x_train": train.to_float32(parts[0], scaling),
+        "x_train": train.to_float32(parts[0], scaling, units),
         "y_train": np.array([index[label] for label in labels_train], np.int32),
-        "x_test": test.to_float32(parts[1], scaling),
+        "x_test": test.to_float32(parts[1], scaling, units),
         "y_test": np.array([index[label] for label in labels_test], np.int32),
     }
     if y_test is None:
@@ -277,6 +263,7 @@ def from_arrays(
         unequal=unequal,
         missing=missing,
         channels_first=channels_first,
+        units=units,
         preparation=preparation.sentence(how, parts, scaling),
     )
 
@@ -326,3 +313,11 @@ def _sha256(arrays: dict[str, np.ndarray], classes: tuple[str, ...]) -> str:
     for array in arrays.values():
         digest.update(array.astype(array.dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
+
+
+def _refuse_hidden(how: Preparation) -> None:
+    if how.missing == "hide":
+        raise UserError(
+            "missing='hide' is for new series, certified against bursts: a data set needs every "
+            "value (missing='zero', 'last' or 'linear')"
+        )

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from selfens_jax import labels, paths
+from selfens_jax import paths
+from selfens_jax.data import labels
 from selfens_jax.errors import UserError
 from selfens_jax.preparation import ONE_LENGTH, Preparation
 

@@ -19,7 +19,8 @@ SEPARATORS = "the separators that are read are tab, comma and blanks"
 
 # What tables write where there is no value, pandas' own list included; compared without case.
 _MISSING = re.compile(
-    r"(nan?|n/a|n\.a\.?|\.|#na|#n/a( n/a)?|none|null|nat|<na>|\?|-?1\.#(ind|qnan))?"
+    r"(nan?|n/a|n\.a\.?|\.|#na|#n/a( n/a)?|none|null|nat|<na>|\?|-?1\.#(ind|qnan)"
+    r"|[-–—]+|\*+|missing|undefined|unlabell?ed)?"
 )
 _PLAIN = re.compile(r"[0-9eE+. -]*")
 _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -72,7 +73,9 @@ def look(label: str) -> str | decimal.Decimal:
         return decimal.Decimal(label.strip())
     composed = unicodedata.normalize("NFKC", label.casefold())
     visible = (c for c in composed if unicodedata.category(c) != "Cf")  # Cf: of no width
-    return " ".join("".join(visible).split())
+    text = " ".join("".join(visible).split())
+    digits = "".join(str(unicodedata.decimal(character, character)) for character in text)
+    return decimal.Decimal(digits) if is_number(digits) else digits
 
 
 def are_index(train: Sequence[str], test: Sequence[str]) -> bool:

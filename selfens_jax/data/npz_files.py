@@ -27,6 +27,13 @@ def read(path: pathlib.Path, keys: Sequence[str], need: str) -> dict[str, np.nda
         longer = f"{path}.npz"
         hint = f"; write {paths.shown(longer)} to read that file" if os.path.isfile(longer) else ""
         raise UserError(f"{shown}: there is no such file; {need}{hint}")
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise UserError(f"{shown}: cannot be read ({error.strerror or error})") from None
+    if empty:
+        raise UserError(f"{shown}: is empty; {need}")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{shown}: not a .npz file; {need}")
     try:

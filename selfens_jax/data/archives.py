@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from selfens_jax import labels, synthetic, ucr
+from selfens_jax import synthetic
+from selfens_jax.data import labels, ucr
 from selfens_jax.errors import UserError
 from selfens_jax.preparation import Preparation
 

@@ -2,11 +2,13 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
-from selfens_jax import labels, synthetic
+from selfens_jax import synthetic
+from selfens_jax.data import labels
 from selfens_jax.errors import UserError
 from selfens_jax.preparation import (
     FILL_IT,
@@ -18,12 +20,24 @@ from selfens_jax.preparation import (
     trimmed,
 )
 
-SCALINGS = ("none", "z_score")
+SCALINGS = ("none", "channel", "z_score")
 
 
 def check_scaling(scaling: str) -> None:
     if scaling not in SCALINGS:
         raise UserError(f"scaling {scaling!r} is unknown: use one of {', '.join(SCALINGS)}")
+
+
+def channel_units(part: Prepared) -> tuple[float, ...]:
+    """(C,) the standard deviation of each channel over training series, padding apart.
+
+    1 for a channel that is constant, up to rounding: it has no scale, and stays as it is.
+    """
+    steps = np.concatenate([x[:end] for x, end in zip(part.x, part.lengths, strict=True)])
+    largest = np.abs(steps).max(axis=0)
+    largest = np.where(largest > 0, largest, 1.0)  # whose squares could overflow
+    deviations = (steps / largest).std(axis=0) * largest
+    return tuple(np.where(deviations > 1e-9 * largest, deviations, 1.0).tolist())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +118,9 @@ class Split:
             gaps |= bool(np.isnan(series).any())
             series = filled(series, how.missing)
             self._fail_at_infinity(series[None], i)
-            self._fail_at_first(np.isnan(series[None]), series[None], f"is missing: {FILL_IT}", i)
+            if how.missing != "hide":
+                unknown = np.isnan(series[None])
+                self._fail_at_first(unknown, series[None], f"is missing: {FILL_IT}", i)
             complete.append(series)
         if how.unequal == "refuse":
             self._fail_at_another_length([len(series) for series in complete])
@@ -132,11 +148,17 @@ class Split:
             length = how.common_length(lengths)
         return fitted(complete, length, how, gaps)
 
-    def to_float32(self, part: Prepared, scaling: str) -> np.ndarray:
-        """The series (n, T, C), scaled, as float32; zeros that pad them stay zeros."""
+    def to_float32(self, part: Prepared, scaling: str, units: Sequence[float] = ()) -> np.ndarray:
+        """The series (n, T, C), scaled, as float32; zeros that pad them stay zeros.
+
+        units: (C,) that scaling "channel" divides by.
+        """
         x, lengths = part.x, part.lengths
         scaled = x
-        if scaling == "z_score" and (lengths == x.shape[1]).all():
+        if scaling == "channel":
+            with np.errstate(over="ignore"):
+                scaled = x / np.asarray(units)
+        elif scaling == "z_score" and (lengths == x.shape[1]).all():
             scaled = synthetic.z_normalise(x)
         elif scaling == "z_score":
             scaled = np.zeros_like(x)

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from selfens_jax import names, paths, text_files, ts_files
+from selfens_jax import paths
+from selfens_jax.data import names, text_files, ts_files
+from selfens_jax.data.names import HALF, PACKED
+from selfens_jax.data.names import TEXT_ENDINGS as ENDINGS
 from selfens_jax.errors import UserError
-from selfens_jax.names import HALF, PACKED
-from selfens_jax.names import TEXT_ENDINGS as ENDINGS
 from selfens_jax.preparation import Preparation
 
 

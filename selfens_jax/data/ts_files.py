@@ -10,10 +10,11 @@ import pathlib
 
 import numpy as np
 
-from selfens_jax import labels, paths
+from selfens_jax import paths
+from selfens_jax.data import labels
+from selfens_jax.data.text_files import read_lines
 from selfens_jax.errors import UserError
 from selfens_jax.preparation import ONE_LENGTH, Preparation
-from selfens_jax.text_files import read_lines
 
 UNLABELLED = "?"
 _FLAGS = ("timestamps", "missing", "univariate", "equallength", "targetlabel")

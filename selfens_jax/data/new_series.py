@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from selfens_jax import labels, names, npz_files, paths, preparation, text_files, ts_files
+from selfens_jax import paths, preparation
+from selfens_jax.data import labels, names, npz_files, text_files, ts_files
+from selfens_jax.data.names import PACKED, TEXT_ENDINGS
+from selfens_jax.data.splits import Split, check_scaling
 from selfens_jax.errors import UserError
-from selfens_jax.names import PACKED, TEXT_ENDINGS
 from selfens_jax.preparation import Preparation
-from selfens_jax.splits import Split, check_scaling
 
 LINES = (".csv", ".tsv", ".txt")  # a series a line
 NEED = "new series come in a .npz file with X (and y, if there are labels), or in a .ts, .csv, "
@@ -52,6 +53,7 @@ def load_series(
     num_channels: int,
     classes: Sequence[str],
     scaling: str,
+    units: Sequence[float] = (),
     channels_first: bool = False,
     unequal: str = "refuse",
     missing: str = "refuse",
@@ -69,7 +71,8 @@ def load_series(
         length: T of the run.
         num_channels: C of the run.
         classes: the run's classes, as its `Dataset` has them.
-        scaling: the run's: "none" or "z_score".
+        scaling: the run's.
+        units: the run's, (C,), of scaling "channel".
         channels_first: X in a .npz file is (n, channels, time).
         unequal: as `Preparation` says, but for the length of the run.
         missing: as `Preparation` says.
@@ -100,7 +103,7 @@ def load_series(
     part = split.prepare(X, how, length)
     _check_size(split, part.x.shape[1:], (length, num_channels))
     indices = None if y is None else _indices(split, y, classes, len(part.x))
-    x = split.to_float32(part, scaling)
+    x = split.to_float32(part, scaling, units)
     rows = tuple(map(series_digest, x))
     named = None if indices is None else [classes[index] for index in indices]
     content = json.dumps({"series": rows, "labels": named})
@@ -109,22 +112,24 @@ def load_series(
     return Series(x, indices, name, sha256, rows, preparation.sentence(how, [part], scaling))
 
 
-def check_new_series(X: Any, source: Mapping[str, Any], channels_first: bool = False) -> np.ndarray:
+def check_new_series(
+    X: Any, described: Mapping[str, Any], channels_first: bool = False
+) -> np.ndarray:
     """Series in memory to certify, (n, T, C) float32, prepared and scaled as a run's data were.
 
     Args:
         X: (n, T) or (n, T, C); (n, C, T) with channels_first.
-        source: the run's data, as `data.describe` has them.
+        described: the run's data, as `data.describe` has them.
         channels_first: how X comes.
 
     Raises:
         UserError: they are no series, or do not fit.
     """
     split = Split("X", None, channels_first)
-    how = Preparation(source.get("unequal", "refuse"), source.get("missing", "refuse"))
-    part = split.prepare(X, how, source["length"])
-    _check_size(split, part.x.shape[1:], (source["length"], source["num_channels"]))
-    return split.to_float32(part, source["scaling"])
+    how = Preparation(described.get("unequal", "refuse"), described.get("missing", "refuse"))
+    part = split.prepare(X, how, described["length"])
+    _check_size(split, part.x.shape[1:], (described["length"], described["num_channels"]))
+    return split.to_float32(part, described["scaling"], described.get("units", ()))
 
 
 def _check_size(split: Split, size: tuple[int, ...], needed: tuple[int, int]) -> None:

@@ -1,0 +1,213 @@
+"""Measures what matters on a machine with a GPU or TPU, most valuable first, within some minutes.
+
+    python experiments/accelerator_run.py --prepare      anywhere, on a CPU: some minutes
+    python experiments/accelerator_run.py --minutes=9    there, with the folder that this filled
+
+Neither needs a network or tslearn. --prepare trains a small network on generated series and counts
+its votes on a CPU. The measuring then does, as long as there is time:
+
+    votes       the same votes counted at every precision: how many differ from the CPU's
+    certify     seconds an example, beside PyTorch if it is installed (benchmark.py)
+    train       seconds a step of one network and of five side by side (benchmark.py)
+    compiled    what the compiler says of these programs (compile_report.py)
+
+Every step is a command of its own. <folder>/results has its output as soon as it ends, and
+steps.csv a line for each: what a step that was stopped had not written is lost, nothing else.
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from common import cli, commands
+
+from selfens_jax import runs, synthetic
+from selfens_jax.blocks import PRECISIONS
+from selfens_jax.errors import UserError
+from selfens_jax.runs import records
+
+SCRIPTS = Path(__file__).parent
+MODELS = ("lstm_fcn", "inception_time", "macnn")
+SIGMA, SMALLEST = 0.8, 20.0  # seconds in which no step is worth beginning
+FACTS = """
+import json, jax
+print(json.dumps({"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind,
+                  "devices": jax.device_count(), "jax": jax.__version__}))
+"""
+
+FLAGS = flags.FLAGS
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A command after `python`, and what it is for."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A line of steps.csv."""
+
+    step: str
+    outcome: str  # done, failed, or stopped at the time limit
+    seconds: float
+    says: str
+
+
+def define_flags() -> None:
+    """Defined by the command alone: other commands have flags of the same names."""
+    cli.define_path("folder", "accelerator", "What is carried to the machine, and its results.")
+    flags.DEFINE_bool("prepare", False, "Train and count here, on a CPU, what is compared there.")
+    flags.DEFINE_float("minutes", 9.0, "When to stop.")
+    flags.DEFINE_bool("smoke", False, "Tiny sizes, to see that it runs; the times mean nothing.")
+    flags.DEFINE_bool("compilation_cache", False, "Keep compiled programs; hides compile times.")
+
+
+def main() -> None:
+    folder = Path(FLAGS.folder)
+    if FLAGS.prepare:
+        prepare(folder)
+        return
+    if not 0.1 <= FLAGS.minutes <= 1000:
+        raise UserError(f"--minutes must be from 0.1 to 1000, not {FLAGS.minutes:g}")
+    if not counted(folder / "cpu"):
+        raise UserError(f"{folder} has no votes of a CPU: run this with --prepare, on a CPU")
+    results = folder / "results"
+    deadline = time.monotonic() + 60 * FLAGS.minutes
+    device = Step("device", ("-c", FACTS))
+    outcomes = [run(device, results, deadline)]
+    if outcomes[0].outcome != "done":
+        raise UserError(f"JAX finds no device: {results / 'device.log'} says why")
+    facts = json.loads((results / "device.log").read_text().splitlines()[-1])
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
+    for step in steps(folder, results, facts["platform"]):
+        if time.monotonic() > deadline - (0 if FLAGS.smoke else SMALLEST):
+            break
+        outcome = run(step, results, deadline)
+        if step.name.startswith("votes") and outcome.outcome == "done":
+            outcome = dataclasses.replace(outcome, says=compared(folder, results / step.name))
+        outcomes.append(outcome)
+        write(results / "steps.csv", outcomes)
+        print(f"{step.name:<24} {outcome.outcome:<10} {outcome.seconds:6.0f} s  {outcome.says}",
+              flush=True)  # fmt: skip
+    print(f"written to {results}")
+
+
+def steps(folder: Path, results: Path, platform: str) -> Iterator[Step]:
+    """What is measured, most valuable first."""
+    for precision in PRECISIONS if platform != "cpu" else PRECISIONS[:1]:
+        where = (f"--precision={precision}", f"--output_dir={results / f'votes-{precision}'}")
+        yield Step(f"votes-{precision}", (*certification(folder), *where))
+    smoke = ("--smoke", "--datasets=tiny") if FLAGS.smoke else ("--datasets=CBF",)
+    for what in ("certify", "train"):
+        for model in MODELS[:1] if FLAGS.smoke else MODELS:
+            sizes = () if FLAGS.smoke else ("--num_draws=10000", "--repeats=3", "--time_limit=1.5")
+            yield Step(
+                f"{what}-{model}",
+                (script("benchmark"), f"--what={what}", f"--models={model}", *smoke, *sizes,
+                 "--nomemory", "--notorch_compile", f"--output_dir={results / 'benchmark'}"),
+            )  # fmt: skip
+    if platform == "gpu":
+        yield Step(
+            "compiled",
+            (script("compile_report"), "--target=h100", f"--models={','.join(MODELS)}",
+             "--precision=float32,tensorfloat32", f"--output={results / 'compiled.csv'}"),
+        )  # fmt: skip
+
+
+def script(name: str) -> str:
+    return str(SCRIPTS / f"{name}.py")
+
+
+def prepare(folder: Path) -> None:
+    """Trains a network and counts its votes, on a CPU wherever this is.
+
+    Raises:
+      UserError: if a command fails.
+    """
+    train, test = synthetic.cbf(1, 30), synthetic.cbf(2, 30)
+    arrays = {"X_train": train[0], "y_train": train[1], "X_test": test[0], "y_test": test[1]}
+    runs.write_npz(folder / "cbf.npz", **arrays)
+    epochs = 2 if FLAGS.smoke else 200
+    where = (f"--epochs={epochs}", f"--runs_dir={folder / 'runs'}")
+    for name, command in (
+        ("train", (script("train"), *dataset(folder), *where)),
+        ("count", (*certification(folder), f"--output_dir={folder / 'cpu'}")),
+    ):
+        outcome = run(Step(name, command), folder, float("inf"), JAX_PLATFORMS="cpu")
+        if outcome.outcome != "done":
+            raise UserError(f"{folder / name}.log says why this failed: {outcome.says}")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{folder} has all that is needed there, {size / 2**20:.1f} MiB")
+
+
+def dataset(folder: Path) -> tuple[str, ...]:
+    return f"--dataset={folder / 'cbf.npz'}", f"--sigma={SIGMA}", "--model=lstm_fcn"
+
+
+def certification(folder: Path) -> tuple[str, ...]:
+    sizes = ("--num_examples=3", "--num_draws=100") if FLAGS.smoke else ("--num_examples=20",)
+    return (script("certify"), *dataset(folder), f"--runs_dir={folder / 'runs'}", *sizes)
+
+
+def counted(folder: Path) -> list[Path]:
+    return sorted(folder.glob("counts-*.npz"))
+
+
+def compared(folder: Path, there: Path) -> str:
+    """How far the votes that were counted there are from the CPU's, series by series."""
+    ours, theirs = (records.read_counts(counted(each)[-1]) for each in (folder / "cpu", there))
+    if not np.array_equal(ours.indices, theirs.indices):
+        raise UserError(f"{there} has the votes of other series than {folder / 'cpu'}")
+    moved = np.abs(ours.counts - theirs.counts).sum(axis=1) // 2
+    return (
+        f"{moved.sum()} of {ours.counts.sum()} votes differ from the CPU's, at most {moved.max()} "
+        "of a series"
+    )
+
+
+def run(step: Step, folder: Path, deadline: float, **environment: str) -> Outcome:
+    """Runs a step until the deadline; what it prints goes to <folder>/<step>.log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / f"{step.name}.log"
+    began = time.monotonic()
+    left = None if deadline == float("inf") else max(1.0, deadline - began)
+    with log.open("wb") as file:
+        child = subprocess.Popen(
+            [sys.executable, *step.command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
+        try:
+            outcome = "failed" if child.wait(left) else "done"
+        except subprocess.TimeoutExpired:
+            outcome = "stopped"
+        finally:
+            if child.poll() is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+    said = log.read_text(errors="replace")
+    says = commands.error_line(said, child.returncode) if outcome == "failed" else ""
+    return Outcome(step.name, outcome, round(time.monotonic() - began, 1), says)
+
+
+def write(path: Path, outcomes: Sequence[Outcome]) -> None:
+    names = [field.name for field in dataclasses.fields(Outcome)]
+    runs.write_csv(path, names, map(dataclasses.asdict, outcomes))
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,449 @@
+"""Which training objective buys radius: every objective at equal cost, paired series by series.
+
+    python experiments/studies/objectives.py --datasets=SyntheticControl --sigmas=0.8,1.6 \
+        --objectives=cross_entropy,two_views,consistency,ensemble,smoothmix --seeds=0,1,2
+
+Runs train.py and certify.py for each cell (data set, model, ensemble, sigma, seed, objective). Cost
+is counted in passes of a series through the network and back: --passes of them for each training
+series, so an objective that takes two a step is trained for half of the epochs. An objective may
+have further flags of train.py: two_views+average=0.999, consistency+consistency_weight=1.
+
+    <results_dir>/runs/<objective>/        the trained runs, with their certificates
+    <results_dir>/cells/<cell>.json        what a cell comes to, once it is done
+    <results_dir>/cells.csv                a line for each of them
+    <results_dir>/series/<cell>.csv        the certificate of each series
+    <results_dir>/table.md, shares.png     what the cells come to
+
+A killed call, started again, goes on: a cell that is done is not done again. Several calls may
+share a folder, each with other cells.
+"""
+
+import csv
+import dataclasses
+import itertools
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from scipy import special
+
+from selfens_jax import certificates, data, metrics, noise, objectives, plots, runs
+from selfens_jax.errors import UserError
+from selfens_jax.runs import records
+
+FLAGS = flags.FLAGS
+
+SCRIPTS = Path(__file__).parents[1]
+ALPHA = 0.001
+RADII = (0.25, 0.5, 1.0, 1.5)  # sigmas
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One trained and certified run."""
+
+    dataset: str
+    model: str
+    ensemble: str
+    sigma: float
+    objective: str  # with its flags: consistency+consistency_weight=1
+    seed: int
+    epochs: int
+    num_draws: int
+    num_examples: int | None
+
+    @property
+    def group(self) -> tuple[str, str, str, float]:
+        """What cells that are compared have in common."""
+        return self.dataset, self.model, self.ensemble, self.sigma
+
+    @property
+    def name(self) -> str:
+        size = "all" if self.num_examples is None else self.num_examples
+        return (
+            f"{self.dataset}-{self.model}-{self.ensemble}-sigma{self.sigma:g}-{self.objective}-"
+            f"epochs{self.epochs}-seed{self.seed}-n{self.num_draws}-{size}ex"
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Measured:
+    """The certificates of a cell's N series."""
+
+    index: np.ndarray  # (N,) in the test split
+    label: np.ndarray  # (N,)
+    voted: np.ndarray  # (N,) the most voted class
+    radius: np.ndarray  # (N,) in units of sigma; 0 where wrong or abstained
+    share: np.ndarray  # (N,) of the votes, those for the label
+
+    def certified(self, radius: float) -> np.ndarray:
+        """(N,) 1 where the answer is right and certified at so many sigmas, else 0."""
+        return ((self.radius > 0) & (self.radius >= radius)).astype(float)
+
+    @property
+    def summary(self) -> dict[str, float]:
+        answers = np.bincount(self.voted)
+        return {
+            "accuracy": float(np.mean(self.voted == self.label)),
+            **{f"certified_at_{r:g}_sigma": float(self.certified(r).mean()) for r in RADII},
+            "acr_over_sigma": float(self.radius.mean()),
+            "most_answered": float(answers.max() / answers.sum()),
+            "most_frequent": metrics.most_frequent_share(self.label),
+        }
+
+
+def define_flags() -> None:
+    """Defined by the command alone: other commands have flags of the same names."""
+    flags.DEFINE_list("datasets", ["SyntheticControl"], "Names of the UCR archive, or .npz files.")
+    flags.DEFINE_list("models", ["lstm_fcn"], "Architectures.")
+    flags.DEFINE_list("ensembles", ["mc"], "Ensembles; objectives not theirs are skipped.")
+    flags.DEFINE_list("sigmas", ["1.6"], "Noise levels.")
+    flags.DEFINE_list("seeds", ["0"], "Every cell once for each of these seeds.")
+    flags.DEFINE_list("objectives", list(objectives.OBJECTIVES), "Each with +flag=value, if any.")
+    flags.DEFINE_string("control", "two_views", "The objective that the others are compared with.")
+    flags.DEFINE_integer("passes", 1000, "Passes of each training series, the cost of every cell.")
+    flags.DEFINE_integer("num_draws", 1000, "n of the certificates.")
+    flags.DEFINE_integer("num_examples", None, "Evenly spaced test series; all if not given.")
+    flags.DEFINE_string("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
+    flags.DEFINE_string("results_dir", "results-objectives", "Where runs and tables are kept.")
+    flags.DEFINE_float("time_limit", None, "Minutes after which no further cell is begun.")
+
+
+def main(arguments: list[str]) -> None:
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected argument {arguments[1]!r}")
+    results, began = Path(FLAGS.results_dir), time.monotonic()
+    asked = cells(FLAGS)
+    for place, cell in enumerate(asked):
+        if record_file(results, cell).exists():
+            continue
+        if FLAGS.time_limit is not None and time.monotonic() - began > 60 * FLAGS.time_limit:
+            print("the time limit is reached; the same command goes on from here", file=sys.stderr)
+            break
+        print(f"[{place + 1}/{len(asked)}] {cell.name}", file=sys.stderr, flush=True)
+        measure(results, cell)
+    known = [cell for cell in asked if record_file(results, cell).exists()]
+    if not known:
+        return
+    measured = {cell: read_series(results, cell) for cell in known}
+    text = "\n".join(table(measured, FLAGS.control)) + "\n"
+    runs.write_bytes(results / "table.md", text.encode())
+    runs.write_bytes(results / "shares.png", figure(measured))
+    print(text, end="")
+
+
+def cells(asked: Any) -> list[Cell]:
+    """Those that are asked for, one seed after the other.
+
+    Args:
+      asked: all flags, or what has the same attributes.
+
+    Raises:
+      UserError: for an unknown objective.
+    """
+    names = list(dict.fromkeys([asked.control, *asked.objectives]))
+    for name in names:
+        if name.partition("+")[0] not in objectives.OBJECTIVES:
+            known = ", ".join(objectives.OBJECTIVES)
+            raise UserError(f"--objectives: unknown {name!r}; choose from {known}")
+    every = itertools.product(
+        asked.seeds, asked.datasets, asked.models, asked.ensembles, asked.sigmas, names
+    )
+    return [
+        Cell(
+            dataset=dataset,
+            model=model,
+            ensemble=ensemble,
+            sigma=float(sigma),
+            objective=objective,
+            seed=int(seed),
+            epochs=max(1, round(asked.passes / passes_of(objective))),
+            num_draws=asked.num_draws,
+            num_examples=asked.num_examples,
+        )
+        for seed, dataset, model, ensemble, sigma, objective in every
+        if not (objective.startswith("ensemble") and ensemble not in ("mb", "mc"))
+    ]
+
+
+def passes_of(objective: str) -> int:
+    return objectives.OBJECTIVES[objective.partition("+")[0]].passes
+
+
+# Measuring
+
+
+def measure(results: Path, cell: Cell) -> None:
+    """Trains and certifies a cell, and writes its series and its line.
+
+    Raises:
+      UserError: if a command fails.
+    """
+    objective, *others = cell.objective.split("+")
+    runs_dir = results / "runs" / f"{cell.objective}-epochs{cell.epochs}"
+    named = [
+        f"--dataset={cell.dataset}",
+        f"--model={cell.model}",
+        f"--ensemble={cell.ensemble}",
+        f"--sigma={cell.sigma:g}",
+        f"--seed={cell.seed}",
+        f"--objective={objective}",
+        f"--runs_dir={runs_dir}",
+        *(f"--{other}" for other in others if other.startswith("average=")),
+        *([f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir is not None else []),
+    ]
+    training = [f"--{other}" for other in others if not other.startswith("average=")]
+    size = [] if cell.num_examples is None else [f"--num_examples={cell.num_examples}"]
+    began = time.monotonic()
+    run("train", *named, f"--epochs={cell.epochs}", *training)
+    trained = time.monotonic()
+    run("certify", *named, f"--num_draws={cell.num_draws}", *size)
+    certified = time.monotonic()
+    folder = runs.directory(
+        runs_dir, data.name_of(cell.dataset), cell.model, cell.ensemble, cell.sigma, cell.seed
+    )
+    found = measured_in(folder, cell)
+    write_series(results, cell, found)
+    seconds = {"training_seconds": trained - began, "certification_seconds": certified - trained}
+    line = {"cell": cell.name, **dataclasses.asdict(cell), **found.summary, **seconds}
+    device = runs.read_json(folder / "config.json")["versions"]["device"]
+    runs.write_json(record_file(results, cell), {**line, "device": device})
+    write_lines(results)
+
+
+def run(script: str, *arguments: str) -> None:
+    command = [sys.executable, str(SCRIPTS / f"{script}.py"), *arguments]
+    finished = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if finished.returncode:
+        lines = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+        reason = lines[-1] if lines else f"status {finished.returncode}"
+        raise UserError(f"{script}.py {' '.join(arguments)}: {reason}")
+
+
+def measured_in(folder: Path, cell: Cell) -> Measured:
+    """The latest certification in a run's folder, which was this cell's."""
+    files = sorted(folder.glob(f"counts-n{cell.num_draws}-*.npz"), key=lambda f: f.stat().st_mtime)
+    counted = records.read_counts(files[-1])
+    counts, labels, sigma = counted.counts, counted.labels, counted.settings["sigma"]
+    certified = certificates.certify_counts(
+        counts, sigma, ALPHA, given_up=noise.given_up(counted.settings)
+    )
+    credited = metrics.credited_radius(certified.prediction, certified.radius, labels)
+    rows = np.arange(len(labels))
+    share = counts[rows, labels] / counts.sum(axis=1)
+    return Measured(counted.indices, labels, counts.argmax(axis=1), credited / sigma, share)
+
+
+# Files
+
+
+def write_series(results: Path, cell: Cell, measured: Measured) -> None:
+    names = [field.name for field in dataclasses.fields(Measured)]
+    values = zip(*(getattr(measured, name).tolist() for name in names), strict=True)
+    rows = (dict(zip(names, row, strict=True)) for row in values)
+    runs.write_csv(series_file(results, cell), names, rows)
+
+
+def read_series(results: Path, cell: Cell) -> Measured:
+    with series_file(results, cell).open() as file:
+        rows = list(csv.DictReader(file))
+    whole = ("index", "label", "voted")
+    return Measured(
+        **{
+            field.name: np.array([float(row[field.name]) for row in rows]).astype(
+                int if field.name in whole else float
+            )
+            for field in dataclasses.fields(Measured)
+        }
+    )
+
+
+def series_file(results: Path, cell: Cell) -> Path:
+    return results / "series" / f"{cell.name.replace('/', '_')}.csv"
+
+
+def record_file(results: Path, cell: Cell) -> Path:
+    return results / "cells" / f"{cell.name.replace('/', '_')}.json"
+
+
+def write_lines(results: Path) -> None:
+    """cells.csv, of all cells that are done."""
+    lines = [runs.read_json(file) for file in sorted((results / "cells").glob("*.json"))]
+    runs.write_csv(results / "cells.csv", list(lines[0]), lines)
+
+
+# Comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The mean difference of an objective to the control, paired by seed and series.
+
+    Attributes:
+      mean: over seeds and series.
+      over_series: its standard error as series vary: that of the series' differences, each averaged
+        over the seeds.
+      over_seeds: as trainings vary: that of the seeds' mean differences; NaN for one seed.
+    """
+
+    mean: float
+    over_series: float
+    over_seeds: float
+
+    @classmethod
+    def of(cls, differences: np.ndarray) -> "Difference":
+        """differences: (seeds, series)."""
+        of_series, of_seeds = differences.mean(axis=0), differences.mean(axis=1)
+        return cls(float(differences.mean()), standard_error(of_series), standard_error(of_seeds))
+
+    def text(self, scale: float = 1.0, digits: int = 3) -> str:
+        def shown(value: float) -> str:
+            return "?" if math.isnan(value) else f"{scale * value:.{digits}f}"
+
+        over = f"{shown(self.over_series)}, {shown(self.over_seeds)}"
+        return f"{scale * self.mean:+.{digits}f} ({over})"
+
+
+def standard_error(values: np.ndarray) -> float:
+    if len(values) < 2:
+        return math.nan
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+HEADINGS = (
+    "data set",
+    "model",
+    "ensemble",
+    "sigma",
+    "objective",
+    "epochs",
+    "seeds",
+    "accuracy (%)",
+    *(f"certified at {r:g} sigma (%)" for r in RADII),
+    "ACR / sigma",
+    "most answered (%)",
+    "more ACR / sigma",
+    "more certified at 0.5 sigma (points)",
+)
+
+
+def table(measured: dict[Cell, Measured], control: str) -> Iterator[str]:
+    """Lines of Markdown: a row for each objective of each group."""
+    yield f"| {' | '.join(HEADINGS)} |"
+    yield "|---" * len(HEADINGS) + "|"
+    kinds = dict.fromkeys((cell.group, cell.objective) for cell in measured)
+    for group, objective in sorted(kinds, key=lambda kind: (kind[0], kind[1] != control)):
+        own = by_seed(measured, group, objective)
+        other = by_seed(measured, group, control)
+        epochs = {c.epochs for c in measured if (c.group, c.objective) == (group, objective)}
+        mean = {
+            name: float(np.mean([m.summary[name] for m in own.values()]))
+            for name in next(iter(own.values())).summary
+        }
+        cells_of_row = [
+            *map(str, group),
+            objective,
+            ", ".join(map(str, sorted(epochs))),
+            str(len(own)),
+            f"{100 * mean['accuracy']:.1f}",
+            *(f"{100 * mean[f'certified_at_{r:g}_sigma']:.1f}" for r in RADII),
+            f"{mean['acr_over_sigma']:.3f}",
+            f"{100 * mean['most_answered']:.0f} of {100 * mean['most_frequent']:.0f}",
+        ]
+        seeds = sorted(own.keys() & other.keys())
+        if objective == control or not seeds:
+            cells_of_row += ["", ""]
+        else:
+            pairs = [(own[seed], other[seed]) for seed in seeds]
+            cells_of_row += [
+                difference(pairs, lambda m: m.radius).text(),
+                difference(pairs, lambda m: m.certified(0.5)).text(100, 1),
+            ]
+        yield f"| {' | '.join(cells_of_row)} |"
+    yield ""
+    yield (
+        f"Of the mean over seeds. 'more': than {control}, paired by seed and series, with its "
+        "standard error over series, and over seeds. 'most answered': the share of series that "
+        "are given the class named most often, of the share of the most frequent class."
+    )
+
+
+def by_seed(
+    measured: dict[Cell, Measured], group: tuple[str, str, str, float], objective: str
+) -> dict[int, Measured]:
+    wanted = (group, objective)
+    return {c.seed: m for c, m in measured.items() if (c.group, c.objective) == wanted}
+
+
+def difference(
+    pairs: Sequence[tuple[Measured, Measured]], value_of: Callable[[Measured], np.ndarray]
+) -> Difference:
+    """That of the first to the second of each pair, which are of the same series."""
+    for first, second in pairs:
+        if not np.array_equal(first.index, second.index):
+            raise UserError("cells of different series cannot be compared: give one --num_examples")
+    return Difference.of(np.stack([value_of(a) - value_of(b) for a, b in pairs]))
+
+
+def figure(measured: dict[Cell, Measured]) -> bytes:
+    """A PNG: for each group, the share of series whose label has at most so many votes."""
+    groups = sorted({cell.group for cell in measured})
+    names = list(dict.fromkeys(cell.objective for cell in measured))
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    drawn = plots.new_figure(1.5 + 4.5 * columns, 0.8 + 3.6 * lines)
+    panels = drawn.subplots(lines, columns, squeeze=False).ravel()
+    ticks = np.array([0.01, 0.1, 0.5, 0.9, 0.99, 0.999])
+    for axes, group in zip(panels, groups, strict=False):
+        for name in names:
+            own = by_seed(measured, group, name).values()
+            if not own:
+                continue
+            # Half a vote off either end, where the quantile would be infinite.
+            half = 0.5 / next(iter(measured)).num_draws
+            shares = np.sort(np.concatenate([m.share for m in own]).clip(half, 1 - half))
+            axes.step(
+                special.ndtri(shares),
+                100 * np.arange(1, len(shares) + 1) / len(shares),
+                where="post",
+                color=plots.COLOURS[names.index(name) % len(plots.COLOURS)],
+                linestyle=("-", "--")[names.index(name) // len(plots.COLOURS) % 2],
+                label=name,
+            )
+        axes.axvline(0, color="0.6", linewidth=0.8)
+        axes.set_xticks(special.ndtri(ticks), [f"{tick:g}" for tick in ticks])
+        dataset, model, ensemble, sigma = group
+        axes.set(
+            title=f"{dataset}, {model}, {ensemble}, sigma {sigma:g}",
+            xlabel="share of the votes that are for the label",
+            ylabel="series with at most this share (%)",
+            ylim=(0, 103),
+        )
+        axes.grid(alpha=0.3)
+    for axes in panels[len(groups) :]:
+        axes.set_axis_off()
+    panels[0].legend(frameon=False, loc="upper left", fontsize=8)
+    title = "Votes for the true class, by training objective at equal cost"
+    note = (
+        "Lower is better. The axis is stretched as radii are: a step to the right is the same gain "
+        "of radius everywhere. Right of the grey line the smoothed classifier is right."
+    )
+    return plots.png(drawn, title, note)
+
+
+def start(arguments: list[str]) -> None:
+    try:
+        main(arguments)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(start)

@@ -1,0 +1,102 @@
+"""The measurements for a machine with an accelerator, rehearsed, and how they fail."""
+
+import csv
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import accelerator_run
+import numpy as np
+import pytest
+from accelerator_run import Step
+
+from selfens_jax.runs import records
+
+ROOT = Path(__file__).parents[1]
+DATA = {
+    "name": "toy",
+    "source": "file",
+    "scaling": "none",
+    "num_test": 9,
+    "classes": ["a", "b", "c"],
+}
+OTHERS = {"sigma": 0.8, "model": "lstm_fcn", "data": DATA}
+
+
+def call(*arguments):
+    command = [sys.executable, "experiments/accelerator_run.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def write_counts(folder: Path, counts: np.ndarray, first: int = 0) -> None:
+    number = len(counts)
+    records.write_counts(
+        folder,
+        records.Counts(
+            indices=first + np.arange(number),
+            counts=counts,
+            labels=np.zeros(number, int),
+            forwards=counts.sum(axis=1),
+            settings={"ensemble": "single", "num_draws": int(counts[0].sum()), **OTHERS},
+            seconds=np.zeros(number),
+        ),
+    )
+
+
+def test_votes_that_differ_are_counted_once(tmp_path):
+    ours = np.array([[90, 10, 0], [50, 50, 0], [100, 0, 0]])
+    theirs = np.array([[90, 10, 0], [47, 52, 1], [99, 1, 0]])
+    write_counts(tmp_path / "cpu", ours)
+    write_counts(tmp_path / "there", theirs)
+    said = accelerator_run.compared(tmp_path, tmp_path / "there")
+    assert said == "4 of 300 votes differ from the CPU's, at most 3 of a series"
+
+
+def test_votes_of_other_series_are_not_compared(tmp_path):
+    counts = np.array([[9, 1, 0], [5, 5, 0], [10, 0, 0]])
+    write_counts(tmp_path / "cpu", counts)
+    write_counts(tmp_path / "there", counts, first=1)
+    with pytest.raises(accelerator_run.UserError, match="the votes of other series"):
+        accelerator_run.compared(tmp_path, tmp_path / "there")
+
+
+def test_a_step_says_how_it_ended(tmp_path):
+    def outcome(code: str, seconds: float = 60.0) -> accelerator_run.Outcome:
+        return accelerator_run.run(Step("step", ("-c", code)), tmp_path, time.monotonic() + seconds)
+
+    done = outcome("print('written')")
+    assert (done.outcome, done.says) == ("done", "")
+    assert (tmp_path / "step.log").read_text() == "written\n"
+    failed = outcome("import sys; print('one'); sys.exit('no such network')")
+    assert (failed.outcome, failed.says) == ("failed", "no such network")
+    # A child of the command would go on holding the device.
+    stopped = outcome("import os, time; os.fork(); print('begun', flush=True); time.sleep(99)", 3.0)
+    assert stopped.outcome == "stopped"
+    assert stopped.seconds < 20
+
+
+def test_votes_of_a_cpu_are_needed(tmp_path):
+    done = call(f"--folder={tmp_path}")
+    assert done.returncode == 1
+    assert "has no votes of a CPU: run this with --prepare" in done.stderr
+    done = call("--minutes=0")
+    assert "--minutes must be from 0.1 to 1000, not 0" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_rehearsal(tmp_path):
+    """On a CPU the votes are the same, and each step leaves its results."""
+    folder = f"--folder={tmp_path / 'carried'}"
+    prepared = call("--prepare", "--smoke", folder)
+    assert prepared.returncode == 0, prepared.stderr
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*"))
+    assert size < 60 * 2**20
+    measured = call("--smoke", folder, "--minutes=10")
+    assert measured.returncode == 0, measured.stderr
+    with (tmp_path / "carried" / "results" / "steps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = ["device", "votes-float32", "certify-lstm_fcn", "train-lstm_fcn"]
+    assert [row["step"] for row in rows] == names
+    assert {row["outcome"] for row in rows} == {"done"}
+    assert rows[1]["says"].startswith("0 of 300 votes differ from the CPU's")

@@ -1,0 +1,192 @@
+"""Programs of accelerators, run on a CPU: the same classifier, and one program for any number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import TinyNet, init, mesh_of
+
+from selfens_jax import backend, blocks, masks, models, smoothing
+from selfens_jax.errors import UserError
+from selfens_jax.models.convolution import convolve
+from selfens_jax.models.layers import max_pool_of_three
+
+KEY = jax.random.key(3)
+LENGTH = 24
+ACCELERATORS = ("gpu", "tpu")
+# Its program for accelerators takes a CPU's compiler too long; tests/test_noise.py compares it.
+NOISE = "float32"
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(7, LENGTH, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def ensemble() -> smoothing.SelfEnsemble:
+    model = TinyNet(3)
+    variables = init(model, np.zeros((1, LENGTH, 1), np.float32))
+    return smoothing.self_ensemble(model, variables, masks.binomial(KEY, 3, LENGTH, 0.7))
+
+
+def count(predict, x, **settings):
+    settings = {"sigma": 0.8, "num_draws": 130, "key": KEY, "draws_per_block": 20, **settings}
+    return smoothing.count_votes(predict, x, noise=NOISE, **settings)
+
+
+def test_an_unknown_target_is_refused():
+    target = backend.compiling_for("tpuu")
+    with pytest.raises(UserError, match="unknown target 'tpuu'; choose from cpu, gpu, tpu"), target:
+        pass
+    assert backend.kind() == jax.default_backend()
+
+
+def test_a_target_holds_inside_only():
+    with backend.compiling_for("tpu"):
+        assert backend.kind() == "tpu"
+        assert not backend.on_cpu()
+    assert backend.on_cpu()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "channels"),
+    [
+        ("tpu", "inception_time", 2),
+        ("gpu", "inception_time", 1),
+        pytest.param("tpu", "macnn", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_networks_have_the_same_parameters_and_logits(kind, name, channels):
+    model = models.create(name, 3)
+    x = np.random.default_rng(1).normal(size=(2, LENGTH, channels)).astype(np.float32)
+    variables = init(model, x)
+    logits = jax.jit(lambda v: models.evaluate(model, v, x))(variables)
+    with backend.compiling_for(kind):
+        jax.tree.map(np.testing.assert_array_equal, variables, init(model, x))
+        found = jax.jit(lambda v: models.evaluate(model, v, x))(variables)
+    np.testing.assert_allclose(found, logits, atol=2e-5 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize("kind", ACCELERATORS)
+def test_convolutions_and_their_gradients_are_the_same(kind):
+    """Kernels of all lengths, with biases; the gradients of all arguments."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 17, 3)).astype(np.float32)
+    kernels = [rng.normal(size=(width, 3, 2)).astype(np.float32) for width in (12, 7, 4, 1)]
+    biases = [rng.normal(size=2).astype(np.float32) for _ in kernels]
+    weights = rng.normal(size=(2, 17, 8)).astype(np.float32)
+
+    def value_and_gradients():
+        def total(*arguments):
+            found = convolve(*arguments)
+            return (weights * found).sum(), found
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(x, kernels, biases)
+
+    expected = value_and_gradients()
+    with backend.compiling_for(kind):
+        found = value_and_gradients()
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=3e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("steps", [1, 2, 7, 8])
+def test_pooling_is_the_same(steps, stride):
+    x = np.random.default_rng(0).normal(size=(2, steps, 3)).astype(np.float32)
+    expected = max_pool_of_three(x, stride)
+    with backend.compiling_for("tpu"):
+        np.testing.assert_array_equal(max_pool_of_three(x, stride, train=False), expected)
+
+
+@pytest.mark.parametrize("kind", ACCELERATORS)
+@pytest.mark.parametrize("members", [slice(None), slice(None, 2), slice(2, None)])
+def test_ensembles_have_the_same_logits(ensemble, x, members, kind):
+    networks = [init(TinyNet(3), x, seed) if seed else ensemble.variables for seed in range(3)]
+    deep = smoothing.deep_ensemble(TinyNet(3), models.stack(tuple(networks)))
+    for predict in (ensemble, deep):
+        expected = predict.logits(jnp.asarray(x), members)
+        with backend.compiling_for(kind):
+            found = predict.logits(jnp.asarray(x), members)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(None, 90), (2, 20), (3, 10_000)])
+def test_counts_are_those_of_a_cpu(ensemble, x, devices, batch_size):
+    """Also where the last call is not full, and where some devices have no block at all."""
+    mesh = None if devices is None else mesh_of(devices)
+    for number in (1, 7):
+        expected = count(ensemble, x[:number])
+        with backend.compiling_for("gpu"):
+            found = count(ensemble, x[:number], batch_size=batch_size, mesh=mesh)
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ACCELERATORS)
+def test_a_consensus_counts_as_on_a_cpu(ensemble, x, kind):
+    predict = smoothing.consensus(ensemble, 2)
+    settings = {"sigma": 0.8, "num_draws": 90, "key": KEY, "draws_per_block": 20, "noise": NOISE}
+    counts, asked = smoothing.count_consensus_votes(predict, x, **settings)
+    with backend.compiling_for(kind):
+        found = smoothing.count_consensus_votes(predict, x, **settings, mesh=mesh_of(2))
+    np.testing.assert_array_equal(found[0], counts)
+    np.testing.assert_array_equal(found[1], asked)
+
+
+def test_one_program_serves_any_number_of_blocks(ensemble, x):
+    with backend.compiling_for("gpu"):
+        for mesh in (None, mesh_of(2)):
+            before = blocks._on_device._cache_size()
+            for number, draws in ((1, 1), (1, 130), (3, 130), (7, 200)):
+                count(ensemble, x[:number], num_draws=draws, batch_size=400, mesh=mesh)
+            assert blocks._on_device._cache_size() == before + 1
+
+
+def test_only_the_blocks_there_are_are_computed(ensemble, x):
+    """Padding would cost as much as they do: a call holds hundreds of blocks."""
+    computed = []
+
+    def predict(x):
+        jax.debug.callback(lambda: computed.append(1))
+        return x[:, :2, 0]
+
+    with backend.compiling_for("tpu"):
+        numbers = []
+        for examples in (1, 3):
+            computed.clear()
+            count(jax.tree_util.Partial(predict), x[:examples], num_draws=50)
+            jax.effects_barrier()
+            numbers.append(len(computed))
+    assert numbers[1] - numbers[0] == (3 - 1) * 3  # the rest are checks of the classifier
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "draws"),
+    [("cpu", 128, 20), ("gpu", 1024, 100), ("tpu", 60, 100), ("tpu", 128, 100), ("tpu", 300, 50),
+     ("tpu", 100_000, 10)],
+)  # fmt: skip
+def test_draws_of_a_block(kind, length, draws):
+    with backend.compiling_for(kind):
+        assert blocks.default_draws_per_block(length) == draws
+        program = blocks.prepare(
+            jax.tree_util.Partial(lambda x: x[:, :2, 0]),
+            np.zeros((1, length, 1)),
+            sigma=1.0,
+            key=KEY,
+        )
+        assert program.draws_per_block == draws
+
+
+@pytest.mark.parametrize("kind", ACCELERATORS)
+def test_a_network_of_another_shape_is_refused_as_on_a_cpu(x, kind):
+    """Not averaged over an axis that a flat batch would hide."""
+
+    class Wrong(TinyNet):
+        def __call__(self, x, train=False):
+            return x[:, None, :3, 0]
+
+    predict = smoothing.self_ensemble(Wrong(3), {}, np.ones((2, LENGTH)))
+    with backend.compiling_for(kind), pytest.raises(UserError, match="drop the axis"):
+        count(predict, x)

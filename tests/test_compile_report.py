@@ -1,0 +1,141 @@
+"""The compile report: what is read of a compiler's text, its table, and what it refuses."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from compilation import programs, reading, targets
+
+ROOT = Path(__file__).parents[1]
+# A loop over blocks in which two kernels run once, one four times and one in a loop of its own.
+PROGRAM = """\
+HloModule jit_on_device
+
+%fused (p: f32[4,2]) -> f32[4,2] {
+  %p = f32[4,2]{1,0} parameter(0)
+  ROOT %inside = f32[4,2]{1,0} multiply(%p, %p)
+}
+
+%inner_body (a: (s32[], f32[4,2])) -> (s32[], f32[4,2]) {
+  %a = (s32[], f32[4,2]{1,0}) parameter(0)
+  %v = f32[4,2]{1,0} get-tuple-element(%a), index=1
+  ROOT %deep = f32[4,2]{1,0:T(8,128)} fusion(%v), kind=kLoop, calls=%fused, @100
+}
+
+%inner_condition (a: (s32[], f32[4,2])) -> pred[] {
+  %a = (s32[], f32[4,2]{1,0}) parameter(0)
+  %four = s32[] constant(4)
+  %i = s32[] get-tuple-element(%a), index=0
+  ROOT %less = pred[] compare(%i, %four), direction=LT
+}
+
+%body (b: (s32[], f32[4,2])) -> (s32[], f32[4,2]) {
+  %b = (s32[], f32[4,2]{1,0}) parameter(0)
+  %w = f32[4,2]{1,0} get-tuple-element(%b), index=1
+  %one = bf16[4,2]{1,0} fusion(%w), kind=kLoop, calls=%fused, @1000
+  %two = (f32[4]{0}, u8[10]{0}) custom-call(%one, %w), custom_call_target="conv"
+  %all = f32[4]{0} all-reduce(%x), replica_groups={}, to_apply=%add
+  %loop = (s32[], f32[4,2]{1,0}) while(%b), condition=%inner_condition, body=%inner_body
+  ROOT %t = (s32[], f32[4,2]{1,0}) tuple(%i, %w)
+}
+
+%condition (b: (s32[], f32[4,2])) -> pred[] {
+  %b = (s32[], f32[4,2]{1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%b), index=0
+  ROOT %more = pred[] compare(%n, %n), direction=LT
+}
+
+ENTRY %main (x: f32[4,2]) -> f32[4,2] {
+  %x = f32[4,2]{1,0} parameter(0)
+  %before = f32[4,2]{1,0} fusion(%x), kind=kLoop, calls=%fused, @9
+  %outer = (s32[], f32[4,2]{1,0}) while(%start), condition=%condition, body=%body
+  ROOT %out = f32[4,2]{1,0} get-tuple-element(%outer), index=1
+}
+"""
+TEXT = re.sub(r"@(\d+)", r'backend_config={"estimated_cycles":"\1"}', PROGRAM)
+
+
+def test_figures_are_those_of_one_turn_of_the_outer_loop():
+    found = reading.figures(TEXT)
+    assert found.kernels == 3 + 4 * (1 + 1)  # the body's own; the inner loop's body and condition
+    assert found.collectives == 1
+    assert found.megacycles == pytest.approx((1000 + 4 * 100) / 1e6)
+    once = (32 + 16) + (16 + 10 + 16 + 32) + 16
+    inner = (32 + 32) + (1 + 4 + 4)
+    assert found.megabytes == pytest.approx((once + 4 * inner) / 1e6)
+
+
+def test_cycles_that_the_text_does_not_have_are_none():
+    assert reading.figures(TEXT.replace("estimated_cycles", "other")).megacycles is None
+
+
+def test_turns_that_the_text_tells_count():
+    told = 'body=%inner_body, backend_config={"known_trip_count":{"n":"7"}}'
+    found = reading.figures(TEXT.replace("body=%inner_body", told))
+    assert found.megacycles == pytest.approx((1000 + 7 * 100) / 1e6)
+
+
+def run(*arguments, **environment):
+    command = [sys.executable, "experiments/compile_report.py", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--target=v9", "--target: unknown 'v9'; choose from v5e, v6e, h100, a100"),
+        ("--what=", "--what is empty"),
+        ("--lengths=12.5", "--lengths: '12.5' is no number of time steps from 8 to 100000"),
+        ("--num_devices=5", "--num_devices must be from 1 to 4, not 5"),
+        ("--what=attack --precision=bfloat16", "--precision: attacks are in float32"),
+        ("--networks=5", "--networks: only --what=train has networks side by side"),
+        ("--baseline=README.md", "README.md is no table that --output writes"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(flag, said):
+    done = run(*flag.split())
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+def test_a_compiler_that_is_missing_is_named():
+    kinds = {"tpu": ("v5e", "libtpu"), "gpu": ("h100", "jax_plugins")}
+    missing = [(name, kind) for kind, (name, module) in kinds.items() if find_spec(module) is None]
+    if not missing:
+        pytest.skip("both compilers are installed")
+    for name, kind in missing:
+        done = run(f"--target={name}")
+        assert done.returncode == 1
+        assert f"pip install '.[compile-{kind}]'" in done.stderr
+
+
+def test_every_target_has_a_peak_for_every_precision():
+    for target in targets.TARGETS.values():
+        assert target.peak["bfloat16"] > target.peak["tensorfloat32"] > target.peak["float32"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "module"), [("v5e", "libtpu"), ("h100", "jax_plugins")])
+def test_programs_compile_for_a_device_that_is_not_there(tmp_path, name, module):
+    """One program whatever the number of blocks, and no collectives on four devices."""
+    if find_spec(module) is None:
+        pytest.skip(f"needs the compiler: pip install '.[compile-{targets.TARGETS[name].kind}]'")
+    table = tmp_path / "rows.csv"
+    words = (f"--target={name}", "--models=lstm_fcn", "--lengths=64")
+    for flags in (("--num_devices=4",), ("--what=certify,train,attack", f"--output={table}")):
+        done = run(*words, *flags)
+        assert done.returncode == 0, done.stderr
+    assert "of peak" in done.stdout
+    rows = list(csv.DictReader(table.open()))
+    assert [row["what"] for row in rows] == list(programs.WHAT)
+    assert all(row["collectives"] == "0" and int(row["kernels"]) > 5 for row in rows)
+    again = run(*words, f"--baseline={table}")
+    assert "x 1.00" in again.stdout

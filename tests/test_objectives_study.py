@@ -1,0 +1,131 @@
+"""The study of objectives: what it asks for, and what it makes of certificates."""
+
+import csv
+import dataclasses
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+from scipy import stats
+from studies import objectives as study
+from test_scripts import ROOT, make_npz
+
+from selfens_jax.errors import UserError
+
+CELL = study.Cell("CBF", "lstm_fcn", "mc", 0.8, "two_views", 0, 50, 100, None)
+
+
+def asked(**changes):
+    """The cells of these flags."""
+    flags = {
+        "control": "two_views",
+        "datasets": ["CBF"],
+        "models": ["lstm_fcn"],
+        "ensembles": ["single", "mc"],
+        "sigmas": ["0.8"],
+        "seeds": ["0"],
+        "passes": 300,
+        "num_draws": 100,
+        "num_examples": None,
+    }
+    return study.cells(types.SimpleNamespace(**flags | changes))
+
+
+def test_epochs_are_scaled_by_the_passes_of_a_step():
+    names = ["cross_entropy", "consistency+consistency_weight=1", "smoothmix+average=0.999"]
+    found = {cell.objective: cell.epochs for cell in asked(objectives=names)}
+    expected = {"two_views": 150, names[0]: 300, names[1]: 150, names[2]: 50}
+    assert found == expected
+    assert next(iter(found)) == "two_views"  # the control comes first
+    of_ensemble = [cell.ensemble for cell in asked(objectives=["ensemble"], control="ensemble")]
+    assert of_ensemble == ["mc"]  # single has no masks to average over
+    with pytest.raises(UserError, match="unknown 'hinge'"):
+        asked(objectives=["hinge"])
+
+
+def measured(voted, radius, share) -> study.Measured:
+    number = len(voted)
+    label = np.array([0, 0, 1, 1])[:number]
+    return study.Measured(
+        np.arange(number), label, np.array(voted), np.array(radius), np.array(share)
+    )
+
+
+CONTROL = measured([0, 0, 1, 0], [1.6, 0.3, 0.0, 0.0], [1.0, 0.7, 0.5, 0.2])
+BETTER = measured([0, 0, 1, 0], [1.8, 0.6, 0.5, 0.0], [1.0, 0.8, 0.75, 0.3])
+
+
+def test_a_cell_is_summed_up():
+    assert CONTROL.summary == {
+        "accuracy": 0.75,
+        "certified_at_0.25_sigma": 0.5,
+        "certified_at_0.5_sigma": 0.25,
+        "certified_at_1_sigma": 0.25,
+        "certified_at_1.5_sigma": 0.25,
+        "acr_over_sigma": pytest.approx(1.9 / 4),
+        "most_answered": 0.75,
+        "most_frequent": 0.5,
+    }
+
+
+def test_differences_are_paired_and_have_both_errors():
+    found = study.difference([(BETTER, CONTROL), (CONTROL, CONTROL)], lambda m: m.radius)
+    each = np.array([[0.2, 0.3, 0.5, 0.0], [0, 0, 0, 0]])
+    assert found.mean == pytest.approx(each.mean())
+    assert found.over_series == pytest.approx(stats.sem(each.mean(axis=0)))
+    assert found.over_seeds == pytest.approx(stats.sem(each.mean(axis=1)))
+    assert found.text(100, 1) == f"+12.5 ({100 * found.over_series:.1f}, 12.5)"
+    alone = study.difference([(BETTER, CONTROL)], lambda m: m.certified(0.5))
+    assert alone.text() == "+0.500 (0.289, ?)"
+    moved = dataclasses.replace(CONTROL, index=CONTROL.index + 1)
+    with pytest.raises(UserError, match="different series"):
+        study.difference([(BETTER, moved)], lambda m: m.radius)
+
+
+def test_the_table_and_the_figure_show_every_objective():
+    other = dataclasses.replace(CELL, objective="ensemble", epochs=60)
+    found = {other: BETTER, CELL: CONTROL}
+    lines = list(study.table(found, "two_views"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:4]]
+    shown = [dict(zip(study.HEADINGS, row, strict=True)) for row in rows]
+    assert [row["objective"] for row in shown] == ["two_views", "ensemble"]
+    assert [row["more ACR / sigma"] for row in shown] == ["", "+0.250 (0.104, ?)"]
+    assert [row["certified at 0.5 sigma (%)"] for row in shown] == ["25.0", "75.0"]
+    assert [row["most answered (%)"] for row in shown] == ["75 of 50"] * 2
+    assert study.figure(found).startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_it_trains_certifies_and_goes_on(tmp_path):
+    make_npz(tmp_path / "own.npz")
+    command = [
+        sys.executable,
+        str(ROOT / "experiments" / "studies" / "objectives.py"),
+        "--datasets=own.npz",
+        "--sigmas=0.5",
+        "--objectives=consistency+consistency_weight=1",
+        "--passes=4",
+        "--num_draws=100",
+        "--num_examples=6",
+    ]
+
+    def call():
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, timeout=500, check=True
+        )
+        return done.stdout, done.stderr
+
+    stdout, stderr = call()
+    results = tmp_path / "results-objectives"
+    assert stderr.count("own.npz-lstm_fcn") == 2
+    with (results / "cells.csv").open() as file:
+        lines = {line["objective"]: line for line in csv.DictReader(file)}
+    assert list(lines) == ["consistency+consistency_weight=1", "two_views"]
+    assert {line["epochs"] for line in lines.values()} == {"2"}
+    assert len(list((results / "series").iterdir())) == 2
+    assert (results / "shares.png").read_bytes().startswith(b"\x89PNG")
+    again, said = call()
+    assert (again, "own.npz-lstm_fcn" in said) == (stdout, False)
+    assert (results / "table.md").read_text() == stdout
