@@ -6,6 +6,7 @@ Writes margins-<id>.npz (logits of the ensemble for each draw) and .json (the ch
 into the run directory. A killed command, started again, goes on and ends with the same files.
 """
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from common import cli, trained
@@ -137,13 +139,13 @@ def draw_parts(
       With noise, without a mask (N, n, K) and under each mask (N, n, P, K); without noise, without
       a mask (N, K) and under each mask (N, P, K).
     """
-    model, variables, length = predict.model, predict.variables, x.shape[1]
+    length = x.shape[1]
     key = stream(config["seed"] if FLAGS.mask_seed is None else FLAGS.mask_seed, "masks")
     chosen = masks.draw(config["ensemble"], key, FLAGS.num_random_masks, length, config["keep"])
     without_noise = jax.jit(smoothing.mean_logits)
 
     def under(name: str, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        one = smoothing.self_ensemble(model, variables, mask[None])
+        one = dataclasses.replace(predict, masks=jnp.asarray(mask[None]))
         return draw(name, one), np.asarray(without_noise(one, x))
 
     noisy, clean = under("no-mask", np.ones(length, np.float32))

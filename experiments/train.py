@@ -158,6 +158,7 @@ def check_flags() -> list[training.TrainConfig]:
             objective=FLAGS.objective,
             average=FLAGS.average,
             precision=FLAGS.precision,
+            hidden_as=FLAGS.hidden_as,
             **weights,
         )
         for sigma in sigmas

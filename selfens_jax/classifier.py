@@ -194,6 +194,8 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
       burst: b of "mw": the length of bursts that it is trained for.
       objective: what training lowers, one of `objectives.OBJECTIVES`.
       average: decay of an exponential average of the weights, as 0.999; None keeps the last ones.
+      hidden_as: what the network is shown of hidden steps, one of `masks.HIDDEN_AS`; for "mb" and
+        "mc".
       random_state: fixes everything random; None takes a seed from NumPy's.
       unequal, missing: what to do about series of unequal lengths and about NaN; "refuse", or as
         `preparation.Preparation` says.
@@ -226,6 +228,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         burst: int | None = None,
         objective: str = "cross_entropy",
         average: float | None = None,
+        hidden_as: str = "zero",
         scaling: str = "none",
         unequal: str = "refuse",
         missing: str = "refuse",
@@ -247,6 +250,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
         self.burst = burst
         self.objective = objective
         self.average = average
+        self.hidden_as = hidden_as
         self.scaling = scaling
         self.unequal = unequal
         self.missing = missing
@@ -297,6 +301,7 @@ class SelfEnsembleClassifier(ClassifierMixin, BaseEstimator):
                 "burst": self.burst,
                 "objective": self.objective,
                 "average": self.average,
+                "hidden_as": self.hidden_as,
                 "seed": self._seed(),
             }
         )

@@ -15,6 +15,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 
 from selfens_jax import backend, models
+from selfens_jax import masks as masking
 from selfens_jax.errors import UserError
 
 Predict = Callable[[Any], Any]  # series (B, T, C) -> logits (B, K), which `mean_logits` checks
@@ -40,6 +41,7 @@ class SelfEnsemble:
     model: nn.Module = dataclasses.field(metadata={"static": True})
     variables: dict[str, Any]
     masks: jax.Array
+    hidden_as: str = dataclasses.field(default="zero", metadata={"static": True})
 
     @property
     def size(self) -> int:
@@ -51,11 +53,11 @@ class SelfEnsemble:
             raise UserError(
                 f"the masks are for {self.masks.shape[1]} time steps, the series have {x.shape[1]}"
             )
-        masked = self.masks[members, None, :, None] * x[None]
+        masked = masking.hide(x[None], self.masks[members, None], self.hidden_as)
         if backend.on_cpu():
             return jax.vmap(lambda v: models.evaluate(self.model, self.variables, v))(masked)
         # One flat batch: for vmap's further axis a TPU transposes the series again and again.
-        network, flat = Network(self.model, self.variables), masked.reshape(-1, *x.shape[1:])
+        network, flat = Network(self.model, self.variables), masked.reshape(-1, *masked.shape[2:])
         return mean_logits(network, flat).reshape(*masked.shape[:2], -1)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -118,16 +120,21 @@ class Consensus:
         return jnp.where(agreed[:, None], first_sum / self.first, self.complete(x, first_sum))
 
 
-def self_ensemble(model: nn.Module, variables: dict[str, Any], masks: ArrayLike) -> SelfEnsemble:
+def self_ensemble(
+    model: nn.Module, variables: dict[str, Any], masks: ArrayLike, hidden_as: str = "zero"
+) -> SelfEnsemble:
     """The self-ensemble of a network under masks (m, T); m = 1 and ones is the plain network.
 
+    hidden_as: what the network is shown of hidden steps, as in `masks.hide`.
+
     Raises:
-      UserError: if the masks are not a matrix of zeros and ones.
+      UserError: if the masks are not a matrix of zeros and ones, or there is no such hidden_as.
     """
+    masking.check_hidden_as(hidden_as, "mc")
     values = np.asarray(masks)
     if values.ndim != 2 or not np.isin(values, (0, 1)).all():
         raise UserError(f"masks must be an (m, T) array of 0 and 1, not of shape {values.shape}")
-    return SelfEnsemble(model, variables, jnp.asarray(masks, jnp.float32))
+    return SelfEnsemble(model, variables, jnp.asarray(masks, jnp.float32), hidden_as)
 
 
 def deep_ensemble(model: nn.Module, stacked_variables: dict[str, Any]) -> DeepEnsemble:

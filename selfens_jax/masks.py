@@ -16,6 +16,7 @@ from selfens_jax.errors import UserError
 
 ENSEMBLES = ("single", "de", "mb", "mc", "mw")
 DESIGNS = ("independent", "balanced")
+HIDDEN_AS = ("zero", "last", "scaled", "indicator")
 CANDIDATES = 256  # continuous masks of which a balanced one is the best
 
 
@@ -163,6 +164,47 @@ def draw(
     if ensemble == "mw":
         return windows(key, num_masks, length, window)
     return jnp.ones((num_masks, length), jnp.float32)
+
+
+def hide(x: jax.Array, mask: jax.Array, hidden_as: str = "zero") -> jax.Array:
+    """What a network is shown of series under masks: nothing of the values of hidden steps.
+
+    Args:
+      x: (..., T, C) series.
+      mask: (..., T) masks, whose other axes broadcast with those of x.
+      hidden_as: what stands for hidden steps, one of `HIDDEN_AS`: `zero`, zeros, which is the
+        paper's M * x; `last`, the last value that is kept before them, or else the first after;
+        `scaled`, zeros, and the kept values are divided by the share that is kept, as dropout does;
+        `indicator`, zeros, and the mask is one more channel.
+
+    Returns:
+      (..., T, C), or (..., T, C + 1) with the indicator.
+    """
+    kept = mask[..., None]
+    shown = kept * x
+    if hidden_as == "last":
+        steps = jnp.where(mask > 0, jnp.arange(mask.shape[-1]), 0)
+        last = jax.lax.cummax(steps, axis=mask.ndim - 1)
+        source = jnp.maximum(last, mask.argmax(axis=-1, keepdims=True))  # not before the first kept
+        return jnp.take_along_axis(shown, source[..., None], axis=-2)
+    if hidden_as == "scaled":
+        share = jnp.maximum(mask.mean(axis=-1), 1 / mask.shape[-1])  # of a mask that hides all, too
+        return shown / share[..., None, None]
+    if hidden_as == "indicator":
+        channel = jnp.broadcast_to(kept, (*shown.shape[:-1], 1))
+        return jnp.concatenate([shown, channel], axis=-1)
+    return shown
+
+
+def check_hidden_as(hidden_as: str, ensemble: str) -> None:
+    """Raises UserError for a hidden_as that there is not, or of an ensemble that hides nothing."""
+    if not isinstance(hidden_as, str) or hidden_as not in HIDDEN_AS:
+        raise UserError(f"unknown hidden_as {hidden_as!r}; choose from {', '.join(HIDDEN_AS)}")
+    if hidden_as != "zero" and ensemble not in ("mb", "mc"):
+        raise UserError(
+            f"hidden_as {hidden_as} is of the steps that the masks of mb and mc hide, not of "
+            f"{ensemble}: leave it out"
+        )
 
 
 def check_design(design: str, ensemble: str) -> None:

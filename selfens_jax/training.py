@@ -37,7 +37,15 @@ Variables = dict[str, Any]
 CLASS_WEIGHTS = ("balanced", "none")
 # Settings that earlier versions did not have. Records leave them out at their defaults, so that
 # those of the same training stay the same.
-_ADDED = ("burst", "objective", "consistency_weight", "entropy_weight", "average", "precision")
+_ADDED = (
+    "burst",
+    "objective",
+    "consistency_weight",
+    "entropy_weight",
+    "average",
+    "precision",
+    "hidden_as",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,6 +72,8 @@ class TrainConfig:
         step's times (1 - average) average^(steps after it); between 0 and 1, usually 0.99 or more.
       precision: of products in training on an accelerator, one of `blocks.PRECISIONS`; a CPU
         computes in float32.
+      hidden_as: what the network is shown of the steps that a mask hides, as in `masks.hide`; for
+        `mb` and `mc`.
     """
 
     ensemble: str = "mc"
@@ -85,6 +95,7 @@ class TrainConfig:
     entropy_weight: float = objectives.ENTROPY
     average: float | None = None
     precision: str = "float32"
+    hidden_as: str = "zero"
 
     def __post_init__(self) -> None:
         if self.ensemble not in masks.ENSEMBLES:
@@ -117,6 +128,7 @@ class TrainConfig:
             raise UserError(
                 f"unknown precision {self.precision!r}; choose from {', '.join(PRECISIONS)}"
             )
+        masks.check_hidden_as(self.hidden_as, self.ensemble)
         self._check_objective()
         if self.average is not None:
             if not 0 < self.average < 1:
@@ -223,6 +235,7 @@ class Step:
     consistency_weight: float
     entropy_weight: float
     average: float | None
+    hidden_as: str
 
     @property
     def views(self) -> int:
@@ -300,6 +313,7 @@ class Trainer:
             consistency_weight=config.consistency_weight,
             entropy_weight=config.entropy_weight,
             average=config.average,
+            hidden_as=config.hidden_as,
         )
 
 
@@ -325,7 +339,7 @@ def init_states(trainer: Trainer, x: np.ndarray) -> States:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _fresh_state(step: Step, shape: tuple[int, ...], key: jax.Array) -> TrainState:
-    variables = dict(_init(step.model, key, jnp.zeros((1, *shape)))[1])
+    variables = dict(_init(step.model, key, _blank(step.hidden_as, shape))[1])
     params, batch_stats = variables.pop("params", {}), variables.pop("batch_stats", {})
     if variables:
         raise UserError(
@@ -333,6 +347,11 @@ def _fresh_state(step: Step, shape: tuple[int, ...], key: jax.Array) -> TrainSta
             "params, and batch_stats at most"
         )
     return TrainState(jnp.int32(0), params, batch_stats, step.optimizer.init(params))
+
+
+def _blank(hidden_as: str, shape: tuple[int, ...]) -> jax.Array:
+    """A series of zeros, for a series of this shape (T, C), as a network is shown it."""
+    return masks.hide(jnp.zeros((1, *shape)), jnp.ones((1, shape[0])), hidden_as)
 
 
 def _init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
@@ -491,7 +510,7 @@ def noisy_masked(step: Step, noise: Noise, x: jax.Array, view: int = 0) -> jax.A
     number, length = x.shape[:2]
     window = 0 if step.burst is None else bursts.windows(length, step.burst).size
     mask = masks.draw(step.ensemble, mask_key, number, length, step.keep, window)
-    return mask[:, :, None] * noisy
+    return masks.hide(noisy, mask, step.hidden_as)
 
 
 def _apply_in_training(
@@ -566,7 +585,7 @@ def train_side_by_side(
     if others or len(set(configs)) > 1 or len(steps) > 1:
         raise UserError("runs trained side by side may differ in sigma and seed only")
     config = configs[0]
-    weights = jnp.asarray(class_weights(y, _num_classes(step.model, x, y), config.class_weights))
+    weights = jnp.asarray(class_weights(y, _num_classes(step, x, y), config.class_weights))
     series, labels = jnp.asarray(x), jnp.asarray(y)
     noise = tuple(each for t in trainers for each in t.noise("training"))
     members = config.num_members
@@ -637,14 +656,15 @@ def _rows(metrics: dict[str, np.ndarray], done: int, epochs: int) -> Rows:
     ]
 
 
-def _num_classes(model: nn.Module, x: np.ndarray, y: np.ndarray) -> int:
+def _num_classes(step: Step, x: np.ndarray, y: np.ndarray) -> int:
     """The number of logits that a network answers series x with.
 
     Raises:
       UserError: if a label has no logit.
     """
-    one = jax.ShapeDtypeStruct((1, *x.shape[1:]), np.float32)
-    answer = jax.eval_shape(lambda v: _init(model, jax.random.key(0), v)[0], one)
+    answer = jax.eval_shape(
+        lambda: _init(step.model, jax.random.key(0), _blank(step.hidden_as, x.shape[1:]))[0]
+    )
     shape = getattr(answer, "shape", None)
     least = max(2, int(np.max(y)) + 1)
     if shape is None or len(shape) != 2 or shape[1] < least:
@@ -672,7 +692,7 @@ def recalibrated(trainer: Trainer, x: np.ndarray, states: States) -> tuple[Varia
     if not passes or not jax.tree.leaves(states[0].batch_stats):
         return tuple(state.variables for state in states)
     series = jnp.asarray(x)
-    momentum = _batch_norm_momentum(trainer.model, states[0], series[:1])
+    momentum = _batch_norm_momentum(trainer, states[0], x.shape[1:])
     finished = []
     for noise, state in zip(trainer.noise("recalibration"), states, strict=True):
         total = jax.tree.map(jnp.zeros_like, state.batch_stats)
@@ -705,8 +725,11 @@ def _averaged(state: TrainState, decay: float) -> TrainState:
     return dataclasses.replace(state, params=average)
 
 
-def _batch_norm_momentum(model: nn.Module, state: TrainState, x: jax.Array) -> tuple[float, ...]:
+def _batch_norm_momentum(
+    trainer: Trainer, state: TrainState, shape: tuple[int, ...]
+) -> tuple[float, ...]:
     """What each statistic keeps of its old value in a step, in the order of the tree's leaves."""
+    model, x = trainer.model, _blank(trainer.config.hidden_as, shape)
     if type(model) in models.NAMES.values():
         return (BATCH_NORM_MOMENTUM,) * len(jax.tree.leaves(state.batch_stats))
 
@@ -727,11 +750,9 @@ def _batch_norm_momentum(model: nn.Module, state: TrainState, x: jax.Array) -> t
 
 @partial(jax.jit, static_argnums=0)
 def _updated(model: nn.Module, params: Any, stats: Any, x: jax.Array) -> list[jax.Array]:
-    """The leaves of the batch statistics after a step of training on zeros like x."""
+    """The leaves of the batch statistics after a step of training on x."""
     variables = {"params": params, "batch_stats": stats}
-    return jax.tree.leaves(
-        _apply_in_training(model, variables, jnp.zeros_like(x), jax.random.key(0))[1]
-    )
+    return jax.tree.leaves(_apply_in_training(model, variables, x, jax.random.key(0))[1])
 
 
 def fit(
@@ -764,7 +785,7 @@ def fit(
     trainer = Trainer(model, config, len(x))
     states, history = init_states(trainer, x), []
     if config.recalibration_passes and jax.tree.leaves(states[0].batch_stats):
-        _batch_norm_momentum(model, states[0], jnp.asarray(x[:1]))  # refuses before the training
+        _batch_norm_momentum(trainer, states[0], x.shape[1:])  # refuses before the training
     for latest, rows in train(trainer, x, y, states):
         states = latest
         history += rows

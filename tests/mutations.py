@@ -1334,6 +1334,42 @@ MUTATIONS = (
         'else saved.get(name if name == "num_masks" else "", FLAGS[name].value)',
         ("test_classifier.py::test_certify_py_takes_a_saved_folder",),
     ),
+    # What is shown of hidden steps
+    Mutation(
+        "a value after the hidden steps where one before is kept",
+        "selfens_jax/masks.py",
+        "last = jax.lax.cummax(steps, axis=mask.ndim - 1)",
+        "last = jax.lax.cummax(steps, axis=mask.ndim - 1, reverse=True)",
+        ("test_hidden_steps.py::test_hidden_steps_are_shown_as_said",),
+    ),
+    Mutation(
+        "a hidden value shown where all are hidden",
+        "selfens_jax/masks.py",
+        "return jnp.take_along_axis(shown, source",
+        "return jnp.take_along_axis(x, source",
+        ("test_hidden_steps.py::test_nothing_is_shown_of_the_values_of_hidden_steps",),
+    ),
+    Mutation(
+        "an ensemble of a run that hides otherwise than in training",
+        "selfens_jax/runs/run.py",
+        "return self_ensemble(model, variables, drawn, hidden_as)",
+        "return self_ensemble(model, variables, drawn)",
+        ("test_hidden_steps.py::test_votes_are_those_of_what_is_shown",),
+    ),
+    Mutation(
+        "hidden_as not handed on by train.py",
+        "experiments/train.py",
+        "            hidden_as=FLAGS.hidden_as,\n",
+        "",
+        ("test_hidden_steps.py::test_votes_are_those_of_what_is_shown",),
+    ),
+    Mutation(
+        "hidden_as not handed on to the step",
+        "selfens_jax/training.py",
+        "hidden_as=config.hidden_as,",
+        'hidden_as="zero",',
+        ("test_hidden_steps.py::test_training_and_its_statistics_are_of_what_is_shown",),
+    ),
     # Channels in units of their own
     Mutation(
         "units from the test split",

@@ -97,6 +97,34 @@ def test_the_table_and_the_figure_show_every_objective():
     assert study.figure(found).startswith(b"\x89PNG")
 
 
+def test_one_ensemble_can_be_the_control_of_all():
+    names = ["cross_entropy", "cross_entropy+keep=0.5"]
+    found = asked(ensembles=["mb", "mc"], objectives=names, control="single/cross_entropy")
+    expected = [("single", names[0]), *((e, n) for e in ("mb", "mc") for n in names)]
+    assert [cell.kind for cell in found] == expected
+    results = dict(zip(found, [CONTROL, BETTER, CONTROL, CONTROL, BETTER], strict=True))
+    lines = list(study.table(results, "single/cross_entropy"))
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:7]]
+    shown = [dict(zip(study.HEADINGS, row, strict=True)) for row in rows]
+    assert [(row["ensemble"], row["objective"]) for row in shown] == expected
+    gained = ["", "+0.250 (0.104, ?)", "+0.000 (0.000, ?)", "+0.000 (0.000, ?)"]
+    assert [row["more ACR / sigma"] for row in shown] == [*gained, "+0.250 (0.104, ?)"]
+    assert "than cross_entropy of single, paired" in lines[-1]
+    assert study.figure(results).startswith(b"\x89PNG")
+
+
+def test_each_ensemble_has_its_own_control():
+    kinds = [(e, o) for e in ("mb", "single") for o in ("two_views", "cross_entropy")]
+    values = [CONTROL, BETTER, BETTER, CONTROL]
+    results = {
+        dataclasses.replace(CELL, ensemble=ensemble, objective=objective): value
+        for (ensemble, objective), value in zip(kinds, values, strict=True)
+    }
+    lines = list(study.table(results, "two_views"))
+    gained = [line.split("|")[-3].strip() for line in lines[2:6]]
+    assert gained == ["", "+0.250 (0.104, ?)", "", "-0.250 (0.104, ?)"]
+
+
 @pytest.mark.slow
 def test_it_trains_certifies_and_goes_on(tmp_path):
     make_npz(tmp_path / "own.npz")

@@ -90,6 +90,13 @@ def define_run_flags() -> None:
         None,
         "Decay of an exponential average of the weights, as 0.999; the last weights if not given.",
     )
+    flags.DEFINE_enum(
+        "hidden_as",
+        _DEFAULTS.hidden_as,
+        masks.HIDDEN_AS,
+        "What the network is shown of hidden steps (mb, mc): zeros; the last value before; zeros, "
+        "with the rest scaled up; zeros, with the mask as one more channel.",
+    )
     flags.DEFINE_integer("seed", 0, "Fixes everything random.")
     define_path("runs_dir", "runs", "Where runs are kept.")
     flags.DEFINE_bool(

@@ -142,6 +142,7 @@ def page(counted: Counts, certified: certificates.Certificates, series: np.ndarr
             "sigma",
             "num_masks",
             "mask_design",
+            "hidden_as",
             "keep",
             "num_members",
             "consensus",

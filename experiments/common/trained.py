@@ -18,7 +18,7 @@ from selfens_jax.errors import UserError
 
 FLAGS = flags.FLAGS
 RANDOM = "random"
-_COMPARED = ("model", "ensemble", "sigma", "keep", "seed", "objective", "average")
+_COMPARED = ("model", "ensemble", "sigma", "keep", "seed", "objective", "average", "hidden_as")
 
 
 def define_flags() -> None:
@@ -119,7 +119,7 @@ def lock_of(run: Path) -> Path:
 
 def train_command() -> str:
     others = ("data_dir", *cli.PREPARING, "model", "ensemble", "keep", "objective", "average")
-    others += ("seed", "runs_dir")
+    others += ("hidden_as", "seed", "runs_dir")
     names = ["dataset", "sigma", *(n for n in others if FLAGS[n].value != FLAGS[n].default)]
     words = [f"--{n}={FLAGS[n].value}" for n in names]
     if FLAGS.ensemble == "mw":

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from tqdm import tqdm
@@ -183,7 +184,7 @@ def answered(
     if not file.exists():
         logits = []
         for mask in drawn:
-            one = smoothing.self_ensemble(predict.model, predict.variables, mask[None])
+            one = dataclasses.replace(predict, masks=jnp.asarray(mask[None]))
             key = stream(config["seed"], "certification")
             logits.append(smoothing.draw_logits(one, x, sigma=sigma, num_draws=num_draws, key=key))
             bar.update()

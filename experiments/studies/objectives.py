@@ -6,7 +6,9 @@
 Runs train.py and certify.py for each cell (data set, model, ensemble, sigma, seed, objective). Cost
 is counted in passes of a series through the network and back: --passes of them for each training
 series, so an objective that takes two a step is trained for half of the epochs. An objective may
-have further flags of train.py: two_views+average=0.999, consistency+consistency_weight=1.
+have further flags of train.py: two_views+average=0.999, consistency+consistency_weight=1,
+cross_entropy+keep=0.5+hidden_as=last. Each is compared with --control of its own ensemble, or with
+that of one ensemble for all: --control=single/cross_entropy.
 
     <results_dir>/runs/<objective>/        the trained runs, with their certificates
     <results_dir>/cells/<cell>.json        what a cell comes to, once it is done
@@ -42,6 +44,7 @@ FLAGS = flags.FLAGS
 SCRIPTS = Path(__file__).parents[1]
 ALPHA = 0.001
 RADII = (0.25, 0.5, 1.0, 1.5)  # sigmas
+SHARED = ("average", "keep", "hidden_as")  # flags that certify.py has too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +62,14 @@ class Cell:
     num_examples: int | None
 
     @property
-    def group(self) -> tuple[str, str, str, float]:
+    def group(self) -> tuple[str, str, float]:
         """What cells that are compared have in common."""
-        return self.dataset, self.model, self.ensemble, self.sigma
+        return self.dataset, self.model, self.sigma
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What cells that are averaged have in common besides."""
+        return self.ensemble, self.objective
 
     @property
     def name(self) -> str:
@@ -106,7 +114,11 @@ def define_flags() -> None:
     flags.DEFINE_list("sigmas", ["1.6"], "Noise levels.")
     flags.DEFINE_list("seeds", ["0"], "Every cell once for each of these seeds.")
     flags.DEFINE_list("objectives", list(objectives.OBJECTIVES), "Each with +flag=value, if any.")
-    flags.DEFINE_string("control", "two_views", "The objective that the others are compared with.")
+    flags.DEFINE_string(
+        "control",
+        "two_views",
+        "What the others are compared with; as single/cross_entropy, that of one ensemble.",
+    )
     flags.DEFINE_integer("passes", 1000, "Passes of each training series, the cost of every cell.")
     flags.DEFINE_integer("num_draws", 1000, "n of the certificates.")
     flags.DEFINE_integer("num_examples", None, "Evenly spaced test series; all if not given.")
@@ -147,14 +159,14 @@ def cells(asked: Any) -> list[Cell]:
     Raises:
       UserError: for an unknown objective.
     """
-    names = list(dict.fromkeys([asked.control, *asked.objectives]))
-    for name in names:
+    ensemble, _, control = asked.control.rpartition("/")
+    kinds = [(ensemble, control)] if ensemble else [(own, control) for own in asked.ensembles]
+    kinds = dict.fromkeys([*kinds, *itertools.product(asked.ensembles, asked.objectives)])
+    for name in {objective for _, objective in kinds}:
         if name.partition("+")[0] not in objectives.OBJECTIVES:
             known = ", ".join(objectives.OBJECTIVES)
             raise UserError(f"--objectives: unknown {name!r}; choose from {known}")
-    every = itertools.product(
-        asked.seeds, asked.datasets, asked.models, asked.ensembles, asked.sigmas, names
-    )
+    every = itertools.product(asked.seeds, asked.datasets, asked.models, asked.sigmas, kinds)
     return [
         Cell(
             dataset=dataset,
@@ -167,7 +179,7 @@ def cells(asked: Any) -> list[Cell]:
             num_draws=asked.num_draws,
             num_examples=asked.num_examples,
         )
-        for seed, dataset, model, ensemble, sigma, objective in every
+        for seed, dataset, model, sigma, (ensemble, objective) in every
         if not (objective.startswith("ensemble") and ensemble not in ("mb", "mc"))
     ]
 
@@ -195,10 +207,10 @@ def measure(results: Path, cell: Cell) -> None:
         f"--seed={cell.seed}",
         f"--objective={objective}",
         f"--runs_dir={runs_dir}",
-        *(f"--{other}" for other in others if other.startswith("average=")),
+        *(f"--{other}" for other in others if other.partition("=")[0] in SHARED),
         *([f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir is not None else []),
     ]
-    training = [f"--{other}" for other in others if not other.startswith("average=")]
+    training = [f"--{other}" for other in others if other.partition("=")[0] not in SHARED]
     size = [] if cell.num_examples is None else [f"--num_examples={cell.num_examples}"]
     began = time.monotonic()
     run("train", *named, f"--epochs={cell.epochs}", *training)
@@ -337,18 +349,28 @@ def table(measured: dict[Cell, Measured], control: str) -> Iterator[str]:
     """Lines of Markdown: a row for each objective of each group."""
     yield f"| {' | '.join(HEADINGS)} |"
     yield "|---" * len(HEADINGS) + "|"
-    kinds = dict.fromkeys((cell.group, cell.objective) for cell in measured)
-    for group, objective in sorted(kinds, key=lambda kind: (kind[0], kind[1] != control)):
-        own = by_seed(measured, group, objective)
-        other = by_seed(measured, group, control)
-        epochs = {c.epochs for c in measured if (c.group, c.objective) == (group, objective)}
+    of_all, _, control = control.rpartition("/")
+    rows = dict.fromkeys((cell.group, cell.kind) for cell in measured)
+
+    def control_of(ensemble: str) -> tuple[str, str]:
+        return of_all or ensemble, control
+
+    def place(row: tuple[tuple[str, str, float], tuple[str, str]]) -> Any:
+        group, kind = row  # one control of all comes before all, of each ensemble before its own
+        own = kind != control_of(kind[0])
+        return (group, own, kind[0]) if of_all else (group, kind[0], own)
+
+    for group, kind in sorted(rows, key=place):
+        own = by_seed(measured, group, kind)
+        other = by_seed(measured, group, control_of(kind[0]))
+        epochs = {c.epochs for c in measured if (c.group, c.kind) == (group, kind)}
         mean = {
             name: float(np.mean([m.summary[name] for m in own.values()]))
             for name in next(iter(own.values())).summary
         }
+        dataset, model, sigma = group
         cells_of_row = [
-            *map(str, group),
-            objective,
+            *(dataset, model, kind[0], str(sigma), kind[1]),
             ", ".join(map(str, sorted(epochs))),
             str(len(own)),
             f"{100 * mean['accuracy']:.1f}",
@@ -357,7 +379,7 @@ def table(measured: dict[Cell, Measured], control: str) -> Iterator[str]:
             f"{100 * mean['most_answered']:.0f} of {100 * mean['most_frequent']:.0f}",
         ]
         seeds = sorted(own.keys() & other.keys())
-        if objective == control or not seeds:
+        if kind == control_of(kind[0]) or not seeds:
             cells_of_row += ["", ""]
         else:
             pairs = [(own[seed], other[seed]) for seed in seeds]
@@ -366,19 +388,19 @@ def table(measured: dict[Cell, Measured], control: str) -> Iterator[str]:
                 difference(pairs, lambda m: m.certified(0.5)).text(100, 1),
             ]
         yield f"| {' | '.join(cells_of_row)} |"
+    whose = f"{control} of {of_all}" if of_all else control
     yield ""
     yield (
-        f"Of the mean over seeds. 'more': than {control}, paired by seed and series, with its "
+        f"Of the mean over seeds. 'more': than {whose}, paired by seed and series, with its "
         "standard error over series, and over seeds. 'most answered': the share of series that "
         "are given the class named most often, of the share of the most frequent class."
     )
 
 
 def by_seed(
-    measured: dict[Cell, Measured], group: tuple[str, str, str, float], objective: str
+    measured: dict[Cell, Measured], group: tuple[str, str, float], kind: tuple[str, str]
 ) -> dict[int, Measured]:
-    wanted = (group, objective)
-    return {c.seed: m for c, m in measured.items() if (c.group, c.objective) == wanted}
+    return {c.seed: m for c, m in measured.items() if (c.group, c.kind) == (group, kind)}
 
 
 def difference(
@@ -393,16 +415,16 @@ def difference(
 
 def figure(measured: dict[Cell, Measured]) -> bytes:
     """A PNG: for each group, the share of series whose label has at most so many votes."""
-    groups = sorted({cell.group for cell in measured})
+    groups = sorted({(cell.group, cell.ensemble) for cell in measured})
     names = list(dict.fromkeys(cell.objective for cell in measured))
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
     drawn = plots.new_figure(1.5 + 4.5 * columns, 0.8 + 3.6 * lines)
     panels = drawn.subplots(lines, columns, squeeze=False).ravel()
     ticks = np.array([0.01, 0.1, 0.5, 0.9, 0.99, 0.999])
-    for axes, group in zip(panels, groups, strict=False):
+    for axes, (group, ensemble) in zip(panels, groups, strict=False):
         for name in names:
-            own = by_seed(measured, group, name).values()
+            own = by_seed(measured, group, (ensemble, name)).values()
             if not own:
                 continue
             # Half a vote off either end, where the quantile would be infinite.
@@ -418,7 +440,7 @@ def figure(measured: dict[Cell, Measured]) -> bytes:
             )
         axes.axvline(0, color="0.6", linewidth=0.8)
         axes.set_xticks(special.ndtri(ticks), [f"{tick:g}" for tick in ticks])
-        dataset, model, ensemble, sigma = group
+        dataset, model, sigma = group
         axes.set(
             title=f"{dataset}, {model}, {ensemble}, sigma {sigma:g}",
             xlabel="share of the votes that are for the label",

@@ -56,6 +56,7 @@ def read_config(run: Path) -> dict[str, Any]:
         units = check_units(described.get("units", ()), described["num_channels"])
         saved = config.get("classifier", {})
         known &= saved.get("mask_design", "independent") in masks.DESIGNS
+        known &= config.get("hidden_as", "zero") in masks.HIDDEN_AS
         known &= bool(units) == (described.get("scaling") == "channel")
     except (AttributeError, KeyError, TypeError, ValueError):
         known = False
@@ -133,6 +134,7 @@ def load_networks(run: Path) -> tuple[nn.Module, Any, dict[str, Any]]:
     described = config["data"]
     model = models.create(config["model"], len(described["classes"]))
     x = jnp.zeros((1, described["length"], described["num_channels"]))
+    x = masks.hide(x, jnp.ones((1, described["length"])), config.get("hidden_as", "zero"))
     one = dict(jax.eval_shape(model.init, jax.random.key(0), x))
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((config["num_members"], *leaf.shape), leaf.dtype), one
@@ -212,7 +214,7 @@ def make_classifier(
 
     Args:
       model, stacked, config: from `load_networks`; of config its model, ensemble, num_members,
-        keep, seed and the data's length.
+        keep, seed, hidden_as if any, and the data's length.
       num_masks, mask_seed, mask_design: as in `load_classifier`.
 
     Raises:
@@ -225,12 +227,14 @@ def make_classifier(
         return deep_ensemble(model, stacked), {**known, "num_members": members}
     (variables,) = models.unstack(stacked)
     seed: int = config["seed"] if mask_seed is None else mask_seed
-    keep = config["keep"]
+    keep, hidden_as = config["keep"], config.get("hidden_as", "zero")
     if ensemble not in ("mb", "mc"):  # `mw` has masks in training alone
         ensemble, num_masks, keep = "single", 1, 1.0
     key, length = stream(seed, "masks"), config["data"]["length"]
     drawn = np.asarray(masks.draw(ensemble, key, num_masks, length, keep, design=mask_design))
     designed = {} if mask_design == "independent" else {"mask_design": mask_design}
+    if hidden_as != "zero":
+        designed["hidden_as"] = hidden_as
     identity = {
         **designed,
         "num_masks": num_masks,
@@ -238,7 +242,7 @@ def make_classifier(
         "mask_seed": seed,
         "masks_sha256": digest(drawn),
     }
-    return self_ensemble(model, variables, drawn), {**known, **identity}
+    return self_ensemble(model, variables, drawn, hidden_as), {**known, **identity}
 
 
 def save_progress(run: Path, epoch: int, states: Any, history: Iterable[dict[str, float]]) -> None:
