@@ -6,9 +6,11 @@
 Neither needs a network or tslearn. --prepare trains a small network on generated series and counts
 its votes on a CPU. The measuring then does, as long as there is time:
 
-    votes       the same votes counted at every precision: how many differ from the CPU's
-    certify     seconds an example, beside PyTorch if it is installed (benchmark.py)
-    train       seconds a step of one network and of five side by side (benchmark.py)
+    votes       the same votes counted at every precision: how many differ from the CPU's, and once
+                more in another process, where none may differ
+    certify     seconds an example, beside PyTorch if it is installed (benchmark.py); on a GPU also
+                with whatever kernels XLA finds fastest, which is what fixed ones cost
+    train       seconds a step of one network, and of 5 and 25 side by side (benchmark.py)
     compiled    what the compiler says of these programs (compile_report.py)
 
 Every step is a command of its own. <folder>/results has its output as soon as it ends, and
@@ -29,13 +31,14 @@ import numpy as np
 from absl import flags
 from common import cli, commands
 
-from selfens_jax import runs, synthetic
+from selfens_jax import backend, runs, synthetic
 from selfens_jax.blocks import PRECISIONS
 from selfens_jax.errors import UserError
 from selfens_jax.runs import records
 
 SCRIPTS = Path(__file__).parent
 MODELS = ("lstm_fcn", "inception_time", "macnn")
+AGAIN = "votes-again"
 SIGMA, SMALLEST = 0.8, 20.0  # seconds in which no step is worth beginning
 FACTS = """
 import json, jax
@@ -52,6 +55,7 @@ class Step:
 
     name: str
     command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +99,11 @@ def main() -> None:
             break
         outcome = run(step, results, deadline)
         if step.name.startswith("votes") and outcome.outcome == "done":
-            outcome = dataclasses.replace(outcome, says=compared(folder, results / step.name))
+            first = results / f"votes-{PRECISIONS[0]}"
+            again = step.name == AGAIN and bool(counted(first))
+            with_what = (first, "another process's") if again else (folder / "cpu", "the CPU's")
+            says = compared(results / step.name, *with_what)
+            outcome = dataclasses.replace(outcome, says=says)
         outcomes.append(outcome)
         write(results / "steps.csv", outcomes)
         print(f"{step.name:<24} {outcome.outcome:<10} {outcome.seconds:6.0f} s  {outcome.says}",
@@ -108,15 +116,20 @@ def steps(folder: Path, results: Path, platform: str) -> Iterator[Step]:
     for precision in PRECISIONS if platform != "cpu" else PRECISIONS[:1]:
         where = (f"--precision={precision}", f"--output_dir={results / f'votes-{precision}'}")
         yield Step(f"votes-{precision}", (*certification(folder), *where))
+        if precision == PRECISIONS[0]:
+            where = (f"--precision={precision}", f"--output_dir={results / AGAIN}")
+            yield Step(AGAIN, (*certification(folder), *where))
     smoke = ("--smoke", "--datasets=tiny") if FLAGS.smoke else ("--datasets=CBF",)
     for what in ("certify", "train"):
         for model in MODELS[:1] if FLAGS.smoke else MODELS:
             sizes = () if FLAGS.smoke else ("--num_draws=10000", "--repeats=3", "--time_limit=1.5")
-            yield Step(
-                f"{what}-{model}",
-                (script("benchmark"), f"--what={what}", f"--models={model}", *smoke, *sizes,
-                 "--nomemory", "--notorch_compile", f"--output_dir={results / 'benchmark'}"),
-            )  # fmt: skip
+            measured = (script("benchmark"), f"--what={what}", f"--models={model}", *smoke, *sizes,
+                        "--nomemory", "--notorch_compile")  # fmt: skip
+            yield Step(f"{what}-{model}", (*measured, f"--output_dir={results / 'benchmark'}"))
+            if platform == "gpu" and (what, model) == ("certify", MODELS[0]):
+                where = (f"--output_dir={results / 'benchmark-fastest-kernels'}",)
+                kernels = (("XLA_FLAGS", f"--{backend.DETERMINISTIC}=false"),)
+                yield Step(f"{what}-{model}-fastest", (*measured, *where), kernels)
     if platform == "gpu":
         yield Step(
             "compiled",
@@ -164,15 +177,15 @@ def counted(folder: Path) -> list[Path]:
     return sorted(folder.glob("counts-*.npz"))
 
 
-def compared(folder: Path, there: Path) -> str:
-    """How far the votes that were counted there are from the CPU's, series by series."""
-    ours, theirs = (records.read_counts(counted(each)[-1]) for each in (folder / "cpu", there))
+def compared(there: Path, other: Path, whose: str) -> str:
+    """How far the votes that were counted there are from the others, series by series."""
+    ours, theirs = (records.read_counts(counted(each)[-1]) for each in (other, there))
     if not np.array_equal(ours.indices, theirs.indices):
-        raise UserError(f"{there} has the votes of other series than {folder / 'cpu'}")
+        raise UserError(f"{there} has the votes of other series than {other}")
     moved = np.abs(ours.counts - theirs.counts).sum(axis=1) // 2
     return (
-        f"{moved.sum()} of {ours.counts.sum()} votes differ from the CPU's, at most {moved.max()} "
-        "of a series"
+        f"{moved.sum()} of {ours.counts.sum()} votes differ from {whose}, at most {moved.max()} of "
+        "a series"
     )
 
 
@@ -187,7 +200,7 @@ def run(step: Step, folder: Path, deadline: float, **environment: str) -> Outcom
             [sys.executable, *step.command],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=os.environ | environment,
+            env=os.environ | dict(step.environment) | environment,
             start_new_session=True,
         )
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from absl import flags
 from common import cli
-from reproduction import figures, jobs, measured, plan, report, tables
+from reproduction import estimates, figures, jobs, measured, plan, report, tables
 from reproduction.plan import Grid, Settings
 
 from selfens_jax import certificates, data, locks, models, runs, training
@@ -41,6 +41,13 @@ flags.DEFINE_enum(
 cli.define_path("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
 cli.define_path("results_dir", "results", "Where runs, tables and figures are kept.")
 flags.DEFINE_float("time_limit", None, "Minutes after which it stops; call it again to go on.")
+flags.DEFINE_integer(
+    "side_by_side",
+    None,
+    f"Trainings of one command, which differ in sigma and seed; {jobs.SIDE_BY_SIDE} on a GPU or "
+    "TPU if not given, and 1 on a CPU. Those of Table 1 have one each, as it is about their time.",
+)
+flags.DEFINE_bool("dry_run", False, "Say what would be run and how much work it is, and stop.")
 cli.define_path("merge", None, "Another results directory, whose finished jobs to take over.")
 flags.DEFINE_bool("report", False, "Write everything there is to report.html.")
 flags.DEFINE_bool("compilation_cache", True, "Let the scripts keep compiled programs.")
@@ -66,6 +73,10 @@ def main() -> None:
         if not grids[name].ensembles:
             known = ", ".join(plan.GRIDS[name].ensembles)
             raise UserError(f"--ensembles leaves nothing of {name}, which has {known}")
+    if FLAGS.dry_run:
+        todo = plan.all_jobs({name: grids[name] for name in names}, settings, FLAGS.profile)
+        print(estimates.text(todo, results_dir))
+        return
     with locks.held(results_dir / ".lock", f"a reproduction in {results_dir}"):
         reproduce(names, grids, settings, results_dir)
 
@@ -83,7 +94,9 @@ def reproduce(
         limit = None if FLAGS.time_limit is None else 60 * FLAGS.time_limit
         common = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir is not None else []
         common += [] if FLAGS.compilation_cache else ["--nocompilation_cache"]
-        jobs.run_all(todo, results_dir, common, limit)
+        timed = plan.all_jobs({"table1": grids["table1"]}, settings, FLAGS.profile)
+        alone = {job.id for job in timed}
+        jobs.run_all(todo, results_dir, common, limit, FLAGS.side_by_side, alone)
     shown = plan.NAMES if FLAGS.report else names
     made = make({name: grids[name] for name in shown}, settings, results_dir)
     for name in names:
@@ -168,6 +181,10 @@ def check_settings() -> Settings:
         value = FLAGS[name].value
         if value is not None and value < 1:
             raise UserError(f"--{name} must be at least 1, not {value}")
+    if FLAGS.side_by_side is not None and FLAGS.side_by_side < 1:
+        raise UserError(f"--side_by_side must be at least 1, not {FLAGS.side_by_side}")
+    if FLAGS.dry_run and (FLAGS.merge is not None or FLAGS.report):
+        raise UserError("--dry_run changes nothing; leave out --merge and --report")
     if FLAGS.time_limit is not None and not FLAGS.time_limit > 0:
         raise UserError(f"--time_limit must be more than 0 minutes, not {FLAGS.time_limit}")
     settings = plan.PROFILES[FLAGS.profile]

@@ -1,14 +1,17 @@
 """The kind of device that programs are made for. All that depends on it asks here."""
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any
 
 import jax
 
 from selfens_jax.errors import UserError
 
 KINDS = ("cpu", "gpu", "tpu")
+DETERMINISTIC = "xla_gpu_deterministic_ops"
 _target: ContextVar[str | None] = ContextVar("target", default=None)
 
 
@@ -20,6 +23,31 @@ def kind() -> str:
 def on_cpu() -> bool:
     """Whether programs are made for a CPU."""
     return kind() == "cpu"
+
+
+def reproducible(function: Callable[..., Any], static: tuple[str, ...] = ()) -> Callable[[], Any]:
+    """The function compiled so that, on one kind of device, it gives the same bits every time.
+
+    Left alone, XLA times several kernels on a GPU and takes the fastest, which may be another one
+    in another process; and some kernels add up in an order of chance. A classifier that is
+    certified must be one function, and a count that was interrupted goes on in another process. So
+    both are ruled out, unless XLA_FLAGS says otherwise.
+
+    Args:
+      function: a function of arrays.
+      static: the names of its arguments that are none.
+
+    Returns:
+      What gives the jitted function for the kind of device at hand.
+    """
+    anywhere = jax.jit(function, static_argnames=static)
+    on_gpu = jax.jit(function, static_argnames=static, compiler_options={DETERMINISTIC: True})
+
+    def program() -> Any:
+        chosen = DETERMINISTIC in os.environ.get("XLA_FLAGS", "")
+        return on_gpu if kind() == "gpu" and not chosen else anywhere
+
+    return program
 
 
 @contextlib.contextmanager

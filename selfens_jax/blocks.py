@@ -15,7 +15,7 @@ Nothing here knows what `function` makes of a block.
 import collections
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import jax
@@ -275,7 +275,7 @@ def _call(
                 for series, index, block_draws, *others in zip(*each, strict=True)
             ]
             return jax.tree.map(lambda *r: np.stack(r), *results)
-        return _on_device(
+        return on_device()(
             *shared,
             each,
             None if backend.on_cpu() else _shares(program, len(which)),
@@ -307,7 +307,6 @@ def _places(program: Program, number: int, per_call: int) -> np.ndarray:
     return blocks % devices * (per_call // devices) + blocks // devices
 
 
-@partial(jax.jit, static_argnames=("function", "num_classes", "mesh"))
 def _on_device(
     predict: Any,
     noise: Noise,
@@ -349,6 +348,9 @@ def _on_device(
             check_vma=False,
         )
     return all_blocks(predict, noise, key, each, numbers)
+
+
+on_device = backend.reproducible(_on_device, ("function", "num_classes", "mesh"))
 
 
 def _map_first(function: Callable[[Any], Any], each: tuple[Any, ...], number: jax.Array) -> Any:

@@ -58,7 +58,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from selfens_jax import blocks
+from selfens_jax import backend, blocks
 from selfens_jax.blocks import Block
 from selfens_jax.certificates import ABSTAIN, certify_counts
 from selfens_jax.certification import check_no_loss, noised, tally, with_channels
@@ -322,12 +322,14 @@ def _classes(predict: Predict, series: np.ndarray, kept: np.ndarray) -> np.ndarr
     if isinstance(predict, HostClassifier):
         rows = [_classes_of_block(predict, jnp.asarray(series), jnp.asarray(k)) for k in kept]
         return np.stack([np.asarray(row) for row in rows])
-    return np.asarray(_classes_on_device(predict, series, kept))
+    return np.asarray(_on_device()(predict, series, kept))
 
 
-@jax.jit
 def _classes_on_device(predict: Predict, series: jax.Array, kept: jax.Array) -> jax.Array:
     return jax.lax.map(partial(_classes_of_block, predict, series), kept)
+
+
+_on_device = backend.reproducible(_classes_on_device)
 
 
 def _classes_of_block(predict: Predict, series: jax.Array, kept: jax.Array) -> jax.Array:

@@ -211,7 +211,7 @@ MUTATIONS = (
     Mutation(
         "fresh masks for every row",
         ENSEMBLES,
-        "masked = self.masks[members, None, :, None] * x[None]\n",
+        "masked = masking.hide(x[None], self.masks[members, None], self.hidden_as)\n",
         "tiled = jnp.tile(self.masks[members, None], (1, len(x), 1))\n"
         "        masked = x * jax.random.permutation(\n"
         "            jax.random.key(0), tiled, axis=2, independent=True\n"
@@ -221,7 +221,7 @@ MUTATIONS = (
     Mutation(
         "fresh masks for every size of batch",
         ENSEMBLES,
-        "masked = self.masks[members, None, :, None] * x[None]\n",
+        "masked = masking.hide(x[None], self.masks[members, None], self.hidden_as)\n",
         "fresh = jax.random.permutation(jax.random.key(len(x)), self.masks, axis=1)\n"
         "        masked = fresh[members, None, :, None] * x\n",
         (SHARED_MASKS,),
@@ -281,8 +281,8 @@ MUTATIONS = (
     Mutation(
         "mask applied before the noise in training",
         TRAINING,
-        "return mask[:, :, None] * noisy",
-        "return mask[:, :, None] * x + (noisy - x)",
+        "return masks.hide(noisy, mask, step.hidden_as)",
+        "return masks.hide(x, mask, step.hidden_as) + (noisy - x)",
         ("test_training.py::test_masks_hide_the_noise_too",),
     ),
     Mutation(

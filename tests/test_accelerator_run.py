@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import accelerator_run
@@ -49,7 +50,7 @@ def test_votes_that_differ_are_counted_once(tmp_path):
     theirs = np.array([[90, 10, 0], [47, 52, 1], [99, 1, 0]])
     write_counts(tmp_path / "cpu", ours)
     write_counts(tmp_path / "there", theirs)
-    said = accelerator_run.compared(tmp_path, tmp_path / "there")
+    said = accelerator_run.compared(tmp_path / "there", tmp_path / "cpu", "the CPU's")
     assert said == "4 of 300 votes differ from the CPU's, at most 3 of a series"
 
 
@@ -58,17 +59,35 @@ def test_votes_of_other_series_are_not_compared(tmp_path):
     write_counts(tmp_path / "cpu", counts)
     write_counts(tmp_path / "there", counts, first=1)
     with pytest.raises(accelerator_run.UserError, match="the votes of other series"):
-        accelerator_run.compared(tmp_path, tmp_path / "there")
+        accelerator_run.compared(tmp_path / "there", tmp_path / "cpu", "the CPU's")
+
+
+def test_on_a_gpu_fixed_kernels_are_compared_with_the_fastest(monkeypatch):
+    monkeypatch.setattr(accelerator_run, "FLAGS", types.SimpleNamespace(smoke=False))
+    places = Path("carried"), Path("carried/results")
+    steps = {step.name: step for step in accelerator_run.steps(*places, "gpu")}
+    names = list(steps)
+    assert names[:4] == ["votes-float32", "votes-again", "votes-tensorfloat32", "votes-bfloat16"]
+    assert names[4:6] == ["certify-lstm_fcn", "certify-lstm_fcn-fastest"]
+    fixed, fastest = (steps[name] for name in names[4:6])
+    assert fixed.command[:-1] == fastest.command[:-1]
+    assert fixed.environment == ()
+    assert fastest.environment == (("XLA_FLAGS", "--xla_gpu_deterministic_ops=false"),)
+    assert "compiled" in names
+    assert not {"certify-lstm_fcn-fastest", "compiled"} & {
+        step.name for step in accelerator_run.steps(*places, "tpu")
+    }
 
 
 def test_a_step_says_how_it_ended(tmp_path):
     def outcome(code: str, seconds: float = 60.0) -> accelerator_run.Outcome:
-        return accelerator_run.run(Step("step", ("-c", code)), tmp_path, time.monotonic() + seconds)
+        step = Step("step", ("-c", code), (("TOLD", "one"),))
+        return accelerator_run.run(step, tmp_path, time.monotonic() + seconds)
 
     done = outcome("print('written')")
     assert (done.outcome, done.says) == ("done", "")
     assert (tmp_path / "step.log").read_text() == "written\n"
-    failed = outcome("import sys; print('one'); sys.exit('no such network')")
+    failed = outcome("import os, sys; print(os.environ['TOLD']); sys.exit('no such network')")
     assert (failed.outcome, failed.says) == ("failed", "no such network")
     # A child of the command would go on holding the device.
     stopped = outcome("import os, time; os.fork(); print('begun', flush=True); time.sleep(99)", 3.0)
@@ -96,7 +115,8 @@ def test_a_rehearsal(tmp_path):
     assert measured.returncode == 0, measured.stderr
     with (tmp_path / "carried" / "results" / "steps.csv").open() as file:
         rows = list(csv.DictReader(file))
-    names = ["device", "votes-float32", "certify-lstm_fcn", "train-lstm_fcn"]
+    names = ["device", "votes-float32", "votes-again", "certify-lstm_fcn", "train-lstm_fcn"]
     assert [row["step"] for row in rows] == names
     assert {row["outcome"] for row in rows} == {"done"}
     assert rows[1]["says"].startswith("0 of 300 votes differ from the CPU's")
+    assert rows[2]["says"].startswith("0 of 300 votes differ from another process's")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import TinyNet, init, mesh_of
 
-from selfens_jax import backend, blocks, masks, models, smoothing
+from selfens_jax import backend, blocks, bursts, masks, models, smoothing
 from selfens_jax.errors import UserError
 from selfens_jax.models.convolution import convolve
 from selfens_jax.models.layers import max_pool_of_three
@@ -135,13 +135,35 @@ def test_a_consensus_counts_as_on_a_cpu(ensemble, x, kind):
     np.testing.assert_array_equal(found[1], asked)
 
 
+def test_votes_are_counted_with_the_same_kernels_in_every_process(monkeypatch):
+    """Nothing here has a GPU: what is tested is which programs are asked for."""
+    monkeypatch.setattr(jax, "jit", lambda _, **how: how)
+    program = backend.reproducible(len, ("size",))
+    left_alone = {"static_argnames": ("size",)}
+    told = left_alone | {"compiler_options": {"xla_gpu_deterministic_ops": True}}
+    for kind, expected in (("cpu", left_alone), ("gpu", told), ("tpu", left_alone)):
+        with backend.compiling_for(kind):
+            assert program() == expected
+            with monkeypatch.context() as patch:
+                patch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=false")
+                assert program() == left_alone
+
+
+@pytest.mark.parametrize("module", [blocks, bursts])
+def test_what_counts_on_a_gpu_is_such_a_program(module):
+    program = module.on_device if module is blocks else module._on_device
+    here = program()
+    with backend.compiling_for("gpu"):
+        assert program() is not here
+
+
 def test_one_program_serves_any_number_of_blocks(ensemble, x):
     with backend.compiling_for("gpu"):
         for mesh in (None, mesh_of(2)):
-            before = blocks._on_device._cache_size()
+            before = blocks.on_device()._cache_size()
             for number, draws in ((1, 1), (1, 130), (3, 130), (7, 200)):
                 count(ensemble, x[:number], num_draws=draws, batch_size=400, mesh=mesh)
-            assert blocks._on_device._cache_size() == before + 1
+            assert blocks.on_device()._cache_size() == before + 1
 
 
 def test_only_the_blocks_there_are_are_computed(ensemble, x):

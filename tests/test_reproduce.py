@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 import pytest
-from reproduction import figures, jobs, measured, plan, report, tables
+from reproduction import estimates, figures, jobs, measured, plan, report, tables
 from scipy import stats
 
 from selfens_jax import runs
@@ -92,9 +92,59 @@ def test_networks_can_be_trained_without_class_weights():
 
 def test_a_job_is_a_command_line_of_a_script():
     job = plan.certify(CELL, SETTINGS)
-    script, *arguments = job.command(pathlib.Path("results"), ["--data_dir=ucr"])
+    script, *arguments = jobs.command([job], pathlib.Path("results"), ["--data_dir=ucr"])
     assert (ROOT / script).exists()
-    assert {"--runs_dir=results/runs", "--data_dir=ucr", "--num_examples=4"} <= set(arguments)
+    assert arguments == [*job.arguments, "--runs_dir=results/runs", "--data_dir=ucr"]
+    assert {"--sigma=0.4", "--seed=0", "--num_examples=4"} <= set(arguments)
+
+
+def trainings(sigmas, seeds, **changes):
+    return {
+        (sigma, seed): plan.train(
+            dataclasses.replace(CELL, sigma=sigma, seed=seed, **changes), SETTINGS
+        )
+        for sigma in sigmas
+        for seed in seeds
+    }
+
+
+@pytest.mark.parametrize(
+    ("most", "sigmas", "seeds"),
+    [
+        (1, "0.1", "0"),
+        (2, "0.1,0.4", "0"),
+        (3, "0.1,0.4,1.6", "0"),
+        (5, "0.1,0.4,1.6", "0"),
+        (6, "0.1,0.4,1.6", "0,1"),
+        (99, "0.1,0.4,1.6", "0,1"),
+    ],
+)
+def test_trainings_of_one_command_are_every_pair_of_sigmas_and_seeds(most, sigmas, seeds):
+    every = trainings((0.1, 0.4, 1.6), (0, 1))
+    every |= trainings((0.1,), (2,))  # whose other sigmas are done
+    others = [*trainings((0.1,), (0,), ensemble="mb").values(), plan.certify(CELL, SETTINGS)]
+    others += trainings((0.1,), (0,), keep=0.5).values()
+    group = jobs.together([*every.values(), *others], {}, most)
+    assert group[0] == every[0.1, 0]
+    pairs = [(float(s), int(z)) for s in sigmas.split(",") for z in seeds.split(",")]
+    assert group == [every[pair] for pair in pairs]
+    words = jobs.command(group, pathlib.Path("results"), [])
+    if len(group) == 1:
+        assert words[1:-1] == list(group[0].arguments)
+    else:
+        assert {f"--sigmas={sigmas}", f"--seeds={seeds}", "--epochs=3"} <= set(words)
+        assert not [word for word in words if word.startswith(("--sigma=", "--seed="))]
+
+
+def test_what_failed_before_is_tried_alone():
+    every = trainings((0.1, 0.4, 1.6), (0,))
+    first, second, third = every.values()
+    lost = jobs.Outcome(second.id, "", second.run, "", "failed", "1", "", "", "", "diverged")
+    assert jobs.together([first, second, third], {second.id: lost}, 5) == [first, third]
+    assert jobs.together([second, third], {second.id: lost}, 5) == [second]
+    assert jobs.together([plan.certify(CELL, SETTINGS), first], {}, 5) == [
+        plan.certify(CELL, SETTINGS)
+    ]
 
 
 # Running, with stand-in scripts
@@ -110,10 +160,13 @@ def scripts(tmp_path, monkeypatch):
 import pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 flags = dict(a.removeprefix("--").split("=", 1) for a in sys.argv[1:])
-place = f"{flags['dataset']}/{flags['model']}/{flags['ensemble']}/sigma={flags['sigma']}/seed=0"
-run = pathlib.Path(flags["runs_dir"]) / place
-run.mkdir(parents=True, exist_ok=True)
-with open(run / "calls", "a") as file: file.write("x")
+place = f"{flags['dataset']}/{flags['model']}/{flags['ensemble']}"
+for sigma in flags.get("sigmas", flags.get("sigma")).split(","):
+    run = pathlib.Path(flags["runs_dir"]) / place / f"sigma={sigma}/seed=0"
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / "calls", "a") as file: file.write("x")
+    (run / "checkpoint").mkdir(exist_ok=True)
+    (run / "history.csv").write_text(flags["ensemble"])
 if flags["ensemble"] == "de":
     sys.exit("warming up\\nerror: no such luck\\n")
 if flags["ensemble"] == "mb":
@@ -128,7 +181,7 @@ if flags["ensemble"] == "mb":
     )
     (folder / "certify.py").write_text((folder / "train.py").read_text())
     monkeypatch.setattr(jobs, "CHECKOUT", tmp_path)
-    monkeypatch.setattr(jobs, "device_kind", lambda: "abacus")
+    monkeypatch.setattr(jobs, "device_kind", lambda: ("cpu", "abacus"))
     return tmp_path / "results"
 
 
@@ -166,6 +219,77 @@ def test_a_failing_job_stops_only_what_needs_it_and_is_tried_again(scripts):
     run_all(scripts, "single", "de", "mc")
     assert calls(scripts, "de") == "xx"
     assert calls(scripts, "single") == "xx"  # train and certify, once each
+
+
+def test_trainings_side_by_side_are_jobs_of_their_own(scripts, capfd):
+    grid = dataclasses.replace(GRID, sigmas=(0.4, 0.8, 1.6), ensembles=("single",))
+    todo = plan.all_jobs({"table3": grid}, SETTINGS, "paper")
+    alone = todo[2].id
+    jobs.run_all(todo, scripts, [], None, side_by_side=5, alone=[alone])
+    outcomes = jobs.read(scripts)
+    assert list(outcomes) == [todo[place].id for place in (0, 4, 1, 2, 3, 5)]
+    assert {outcome.status for outcome in outcomes.values()} == {"done"}
+    first, beside, *_ = outcomes.values()
+    assert first.command == beside.command
+    assert "--sigmas=0.4,1.6 --seeds=0" in first.command
+    assert first.seconds == beside.seconds
+    assert "--sigma=0.8 --seed=0" in outcomes[alone].command
+    for cell in grid.cells():
+        assert (scripts / cell.run / "calls").read_text() == "xx"  # train and certify, once each
+    assert "and 1 beside it (" in capfd.readouterr().err
+
+
+def test_on_a_cpu_trainings_are_one_after_another(scripts, monkeypatch):
+    grid = dataclasses.replace(GRID, sigmas=(0.4, 0.8), ensembles=("single",))
+    todo = [job for job in plan.all_jobs({"table3": grid}, SETTINGS, "paper")]
+    jobs.run_all(todo[:2], scripts, [], None)
+    assert "--sigma=0.4" in jobs.read(scripts)[todo[0].id].command
+    monkeypatch.setattr(jobs, "device_kind", lambda: ("gpu", "abacus"))
+    grid = dataclasses.replace(grid, ensembles=("mc",))
+    jobs.run_all(plan.all_jobs({"table1": grid}, SETTINGS, "paper"), scripts, [], None)
+    assert "--sigmas=0.4,0.8" in list(jobs.read(scripts).values())[-1].command
+
+
+def test_a_failed_command_fails_all_its_jobs_which_are_then_tried_alone(scripts):
+    grid = dataclasses.replace(GRID, sigmas=(0.4, 0.8), ensembles=("de",))
+    todo = [job for job in plan.all_jobs({"table1": grid}, SETTINGS, "paper")]
+    for expected in ("--sigmas=0.4,0.8", "--sigma=0.4"):
+        jobs.run_all(todo, scripts, [], None, side_by_side=2)
+        outcomes = jobs.read(scripts)
+        assert [outcome.status for outcome in outcomes.values()] == ["failed", "failed"]
+        assert expected in outcomes[todo[0].id].command
+
+
+def test_planned_work_is_counted_before_any_is_done():
+    """A pass of LSTM-FCN has 67.5 MFLOP at CBF's 128 steps (its published count)."""
+    lstm_fcn = dataclasses.replace(CELL, model="lstm_fcn")
+    members = {"single": 1, "de": 5, "mb": 7, "mc": 7}
+    for ensemble, number in members.items():
+        cell = dataclasses.replace(lstm_fcn, ensemble=ensemble)
+        networks = 5 if ensemble == "de" else 1
+        steps = estimates.operations(plan.train(cell, SETTINGS))
+        assert steps == pytest.approx(3 * 30 * 3 * networks * 67.5e6, rel=0.01)
+        votes = estimates.operations(plan.certify(cell, SETTINGS, num_masks=7))
+        assert votes == pytest.approx(4 * 100 * number * 67.5e6, rel=0.01)
+    whole = dataclasses.replace(SETTINGS, num_examples=None)
+    votes = estimates.operations(plan.certify(lstm_fcn, whole))
+    assert votes == pytest.approx(900 * 100 * 5 * 67.5e6, rel=0.01)
+    assert estimates.operations(plan.attack(lstm_fcn, SETTINGS)) == 0
+
+
+def test_a_dry_run_says_what_is_left_and_changes_nothing(tmp_path):
+    asked = ("--what=table3", "--models=lstm_fcn", "--datasets=CBF", "--sigmas=0.4", "--dry_run")
+    done = call(tmp_path, *asked)
+    assert list(tmp_path.iterdir()) == []
+    assert "8 jobs, of which 0 are done" in done.stdout
+    assert "| train | lstm_fcn | CBF | 4 | 0.0486 |" in done.stdout  # 8 networks
+    assert "| certify | lstm_fcn | CBF | 4 | 0.972 |" in done.stdout  # 16 networks
+    least = float(re.search(r"h100 (\S+) h", done.stdout)[1])
+    assert least == pytest.approx((0.0486 + 0.972) * 1e15 / 67e12 / 3600, rel=0.05)
+    assert "time left not known yet" in done.stdout
+    for wrong, says in (("--report", "changes nothing"), ("--side_by_side=0", "at least 1")):
+        assert says in call(tmp_path, *asked, wrong, status=1).stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_done_jobs_run_again_only_where_their_results_are_gone(scripts, capfd):

@@ -286,11 +286,11 @@ def test_nothing_compiles_twice(members, x):
     predict = smoothing.self_ensemble(TinyNet(3), members[0], np.ones((2, LENGTH)))
     count = partial(smoothing.count_votes, draws_per_block=100)
     count(predict, x, sigma=1.0, num_draws=100, key=KEY, batch_size=200)
-    compiled = blocks._on_device._cache_size()
+    compiled = blocks.on_device()._cache_size()
     other = smoothing.self_ensemble(TinyNet(3), members[1], np.eye(2, LENGTH))
     count(other, x, sigma=0.3, num_draws=130, key=KEY, batch_size=200)
     count(other, x[:1], sigma=2, num_draws=107, key=jax.random.key(1), batch_size=299, indices=[5])
-    assert blocks._on_device._cache_size() == compiled
+    assert blocks.on_device()._cache_size() == compiled
 
 
 def test_nan_from_the_network_is_an_error(members, x):

@@ -55,6 +55,7 @@ DATASETS = {
     "tiny": Shape(16, 2, 6),  # no data set: for trying the benchmark out
 }
 SIGMA, KEEP, MEMBERS = 0.8, 0.9, 5
+MANY = 25  # networks that are trained side by side
 
 
 def timed(run: Callable[[], Any]) -> float:

@@ -146,7 +146,7 @@ def _certification(case: Case, mesh: Mesh) -> Any:
         _shape((number,), jnp.uint32),
         _shape((number, case.draws), jnp.uint32),
     )
-    return blocks._on_device.lower(
+    return blocks.on_device().lower(
         *shared,
         _on(mesh, each, "devices"),
         _on(mesh, _shape((case.devices,), jnp.int32), "devices"),

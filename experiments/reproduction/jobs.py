@@ -1,5 +1,7 @@
 """Jobs: command lines of the other scripts, run one after another, that survive being killed.
 
+Trainings that differ in sigma and seed alone can share a command, which trains them side by side.
+
 How each job ended is a line of <results_dir>/jobs.csv, which is rewritten whole after every job.
 What a job makes, and how it goes on after a kill, is its script's business.
 """
@@ -17,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +30,8 @@ from selfens_jax.errors import UserError
 
 CHECKOUT = Path(__file__).parents[2]
 DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
+SIDE_BY_SIDE = 5  # the paper's sigmas
+SHARED = ("sigma", "seed")  # what trainings of one command may differ in
 GRACE = 60.0  # seconds that an interrupted script has to write down what it did
 
 
@@ -53,10 +57,16 @@ class Job:
     def id(self) -> str:
         return f"{self.script} {self.run} {self.variant}".strip()
 
-    def command(self, results_dir: Path, common: Sequence[str]) -> list[str]:
-        """The command line after `python`, relative to the checkout."""
-        runs_dir = f"--runs_dir={results_dir / self.run.split('/')[0]}"
-        return [f"experiments/{self.script}.py", *self.arguments, runs_dir, *common]
+    @property
+    def flags(self) -> dict[str, str]:
+        """The arguments' values by name."""
+        pairs = (argument.removeprefix("--").partition("=") for argument in self.arguments)
+        return {name: value for name, _, value in pairs}
+
+    @property
+    def folder(self) -> str:
+        """Of the runs, below the results directory."""
+        return self.run.split("/")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +123,51 @@ def write(results_dir: Path, outcomes: Iterable[Outcome]) -> None:
     runs.write_csv(results_dir / "jobs.csv", FIELDS, rows)
 
 
+def command(group: Sequence[Job], results_dir: Path, common: Sequence[str]) -> list[str]:
+    """The command line of a job, or of several as `together` has them, after `python`.
+
+    It is relative to the checkout.
+    """
+    first, *others = group
+    arguments = list(first.arguments)
+    for place, name in enumerate(first.flags):
+        if others and name in SHARED:
+            values = dict.fromkeys(job.flags[name] for job in group)
+            arguments[place] = f"--{name}s={','.join(values)}"
+    runs_dir = f"--runs_dir={results_dir / first.folder}"
+    return [f"experiments/{first.script}.py", *arguments, runs_dir, *common]
+
+
+def together(todo: Sequence[Job], outcomes: Outcomes, most: int) -> list[Job]:
+    """The first job and, if it is a training, others for the same command: at most so many.
+
+    They are every pair of some sigmas and some seeds. What failed before is tried alone, so that
+    one training that diverges stops no other.
+    """
+
+    def kind(job: Job) -> tuple[str, str, dict[str, str]]:
+        rest = {name: value for name, value in job.flags.items() if name not in SHARED}
+        return job.script, job.folder, rest
+
+    def failed(job: Job) -> bool:
+        return job.id in outcomes and outcomes[job.id].status == FAILED
+
+    first = todo[0]
+    if first.script != "train" or failed(first):
+        return [first]
+    alike = [job for job in todo if kind(job) == kind(first) and not failed(job)]
+    pairs = {(job.flags["sigma"], job.flags["seed"]): job for job in alike}
+    own = first.flags["seed"]
+    sigmas = [sigma for sigma, seed in pairs if seed == own][: max(1, most)]
+    seeds = [
+        seed
+        for seed in dict.fromkeys(seed for _, seed in pairs)
+        if all((sigma, seed) in pairs for sigma in sigmas)
+    ]
+    some = seeds[: max(1, most // len(sigmas))]
+    return [pairs[sigma, seed] for sigma in sigmas for seed in some]
+
+
 def is_done(job_id: str, outcomes: Outcomes, results_dir: Path) -> bool:
     """Whether the job was done and its run directory is still there."""
     outcome = outcomes.get(job_id)
@@ -123,13 +178,21 @@ def is_done(job_id: str, outcomes: Outcomes, results_dir: Path) -> bool:
 
 
 def run_all(
-    plan: Sequence[Job], results_dir: Path, common: Sequence[str], time_limit: float | None
+    plan: Sequence[Job],
+    results_dir: Path,
+    common: Sequence[str],
+    time_limit: float | None,
+    side_by_side: int | None = None,
+    alone: Collection[str] = (),
 ) -> None:
     """Runs what is not done, in order. A job that fails stops only those that need it.
 
     Args:
       common: flags that every script is given.
       time_limit: seconds after which the running job is interrupted and no other is started.
+      side_by_side: the most trainings of one command; if None, SIDE_BY_SIDE on a GPU or TPU, where
+        they share a program, and else 1.
+      alone: the ids of those that have a command of their own.
 
     Raises:
       KeyboardInterrupt: once the running job has been interrupted too and recorded.
@@ -140,36 +203,57 @@ def run_all(
     todo = [job for job in plan if not is_done(job.id, outcomes, results_dir)]
     done = len(plan) - len(todo)
     cli.say(f"{len(plan)} jobs, of which {done} are done")
-    device = device_kind() if todo else ""
+    platform_name, device = device_kind() if todo else ("", "")
+    if side_by_side is None:
+        side_by_side = SIDE_BY_SIDE if platform_name in ("gpu", "tpu") else 1
+    tried: set[str] = set()
     for place, job in enumerate(todo):
         if job.needs and not is_done(job.needs, outcomes, results_dir):
             continue
+        if job.id in tried:  # beside another
+            continue
+        left = [other for other in todo[place:] if other.id not in tried]
+        group = [job]
+        if job.id not in alone:
+            group = together([j for j in left if j.id not in alone], outcomes, side_by_side)
         remaining = None if deadline is None else deadline - time.monotonic()
         if remaining is not None and remaining <= 0:
             cli.say("the time limit is reached; the same command goes on from here")
             return
         cli.say(
-            f"[{done + place + 1}/{len(plan)}] {job.id} "
-            f"({clock(time.monotonic() - began)} spent, {time_left(todo[place:], outcomes)})"
+            f"[{done + place + 1}/{len(plan)}] {job.id} {beside(group)}"
+            f"({clock(time.monotonic() - began)} spent, {time_left(left, outcomes)})"
         )
-        outcome, interrupted = run(job, results_dir, common, device, remaining)
-        outcomes[job.id] = outcome
+        ended, interrupted = run(group, results_dir, common, device, remaining)
+        outcomes |= {outcome.id: outcome for outcome in ended}
+        tried |= {outcome.id for outcome in ended}
         write(results_dir, outcomes.values())
-        if outcome.status == FAILED:
-            cli.say(f"failed: {outcome.message}")
+        if ended[0].status == FAILED:
+            cli.say(f"failed: {ended[0].message}")
         if interrupted:
             raise KeyboardInterrupt
 
 
+def beside(group: Sequence[Job]) -> str:
+    return f"and {len(group) - 1} beside it " if len(group) > 1 else ""
+
+
 def run(
-    job: Job, results_dir: Path, common: Sequence[str], device: str, time_limit: float | None
-) -> tuple[Outcome, bool]:
-    """Runs one job; how it ended, and whether this process was interrupted meanwhile."""
-    command = job.command(results_dir, common)
+    group: Sequence[Job],
+    results_dir: Path,
+    common: Sequence[str],
+    device: str,
+    time_limit: float | None,
+) -> tuple[list[Outcome], bool]:
+    """Runs the jobs of a command; how each ended, and whether this process was interrupted.
+
+    A job's seconds are its share of the command's.
+    """
+    words = command(group, results_dir, common)
     began, date = time.monotonic(), datetime.datetime.now().astimezone()
     # In a session of its own, so that an interrupt from the keyboard reaches it once, from here.
     process = subprocess.Popen(
-        [sys.executable, str(CHECKOUT / command[0]), *command[1:]],
+        [sys.executable, str(CHECKOUT / words[0]), *words[1:]],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -196,18 +280,23 @@ def run(
             FAILED,
             commands.error_line(said.decode(errors="replace"), process.returncode),
         )
-    return Outcome(
-        id=job.id,
-        needs=job.needs,
-        run=job.run,
-        command=" ".join(["python", *command]),
-        status=status,
-        seconds=f"{time.monotonic() - began:.1f}",
-        date=date.isoformat(timespec="seconds"),
-        host=platform.node(),
-        device=device,
-        message=message,
-    ), interrupted
+    seconds = (time.monotonic() - began) / len(group)
+    ended = [
+        Outcome(
+            id=job.id,
+            needs=job.needs,
+            run=job.run,
+            command=" ".join(["python", *words]),
+            status=status,
+            seconds=f"{seconds:.1f}",
+            date=date.isoformat(timespec="seconds"),
+            host=platform.node(),
+            device=device,
+            message=message,
+        )
+        for job in group
+    ]
+    return ended, interrupted
 
 
 def interrupt(process: subprocess.Popen) -> None:
@@ -259,11 +348,16 @@ def clock(seconds: float) -> str:
     return str(datetime.timedelta(seconds=round(seconds)))
 
 
-def device_kind() -> str:
-    """What the jobs run on. Asked in a process of its own, which then lets go of the device."""
-    ask = "from selfens_jax import runs; print(runs.device_name())"
+def device_kind() -> tuple[str, str]:
+    """What the jobs run on: cpu, gpu or tpu, and its name.
+
+    Asked in a process of its own, which then lets go of the device.
+    """
+    ask = "import jax; from selfens_jax import runs; print(jax.default_backend())"
+    ask += "; print(runs.device_name())"
     done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    kind, _, name = done.stdout.strip().partition("\n")
+    return kind, name or "unknown"
 
 
 # Merging
