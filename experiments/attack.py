@@ -16,7 +16,18 @@ from absl import flags
 from common import cli, trained
 from tqdm import tqdm
 
-from selfens_jax import attacks, counting, data, locks, metrics, noise, plots, runs, smoothing
+from selfens_jax import (
+    attacks,
+    blocks,
+    counting,
+    data,
+    locks,
+    metrics,
+    noise,
+    plots,
+    runs,
+    smoothing,
+)
 from selfens_jax.errors import UserError
 from selfens_jax.runs import records
 from selfens_jax.streams import stream
@@ -43,6 +54,12 @@ flags.DEFINE_enum(
     "What is attacked and judged: the most voted class under noise, or the (mean) logits without "
     "noise. smoothed if not given, mean_logits for a run of sigma 0.",
 )
+flags.DEFINE_enum(
+    "precision",
+    "float32",
+    blocks.PRECISIONS,
+    "Of the votes by which a smoothed target is judged, on an accelerator; as certify.py's.",
+)
 FLAGS = flags.FLAGS
 
 
@@ -61,6 +78,10 @@ def main() -> None:
         raise UserError(f"{dataset.name}: an attack needs to know the labels of the test series")
     predict, classifier = trained.load_classifier(run)
     draws = {"attack_draws": FLAGS.attack_draws, "num_draws": FLAGS.num_draws}
+    if FLAGS.precision != "float32":
+        if target == "mean_logits":
+            raise UserError(f"--precision={FLAGS.precision} is of votes; mean_logits has none")
+        draws["precision"] = FLAGS.precision
     settings = {
         **trained.shared_settings(config, classifier, trained.noise_seed(config)),
         "target": target,
@@ -86,6 +107,7 @@ def check_flags() -> list[float]:
     for name in ("steps", "restarts", "attack_draws", "num_draws"):
         if (value := getattr(FLAGS, name)) < 1:
             raise UserError(f"--{name} must be at least 1, not {value}")
+    cli.check_precision()
     try:
         epsilons = sorted({float(text) for text in FLAGS.epsilons})
     except ValueError:
@@ -176,6 +198,7 @@ def attack_chunk(
             num_draws=settings["num_draws"],
             key=stream(settings["noise_seed"], "certification"),
             indices=chunk,
+            precision=settings.get("precision", "float32"),
             **noise.arguments(settings),
         )
         prediction = counts.argmax(axis=1)

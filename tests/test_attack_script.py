@@ -3,10 +3,11 @@
 import json
 import os
 import subprocess
+import sys
 
 import numpy as np
 import pytest
-from test_scripts import TINY, assert_refused, call, command, kill_when, make_npz
+from test_scripts import ROOT, TINY, assert_refused, call, command, kill_when, make_npz
 
 from selfens_jax.attacks import success_rates
 
@@ -128,3 +129,37 @@ def test_a_deep_ensemble_of_multivariate_series(trained):
 )
 def test_attack_refuses(trained, arguments, says):
     assert_refused(trained, says, "attack", *arguments)
+
+
+JUDGED = """
+import runpy, sys
+sys.path.insert(0, "{scripts}")
+from common import cli
+from selfens_jax import smoothing
+counting = smoothing.count_votes
+def told(*args, **how):
+    print("votes in", how["precision"])
+    return counting(*args, **how)
+smoothing.count_votes, cli.check_precision = told, lambda: None
+sys.argv = ["attack.py", *{flags}]
+runpy.run_path("{scripts}/attack.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_attack_is_judged_at_the_precision_of_the_certificates(trained, precision):
+    """No accelerator is here: its refusal of the flag is taken away, and the votes told of."""
+    place = f"--output_dir={trained / precision}"
+    flags = [*MC, "--epsilons=0.1", "--num_examples=2", place, f"--precision={precision}"]
+    code = JUDGED.format(scripts=ROOT / "experiments", flags=flags)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=trained, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count(f"votes in {precision}\n") == 2  # before and after
+    record, _ = attacked(trained / precision)
+    expected = {} if precision == "float32" else {"precision": precision}
+    assert {k: v for k, v in record["settings"].items() if k == "precision"} == expected
+
+
+def test_a_precision_that_judges_nothing_is_refused(trained):
+    assert_refused(trained, "a CPU computes in float32", "attack", *MC, "--precision=bfloat16")
