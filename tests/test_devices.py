@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     on_devices(1, folder, "train", *OWN, "--epochs=3")
     on_devices(1, folder, "train", *OWN, "--epochs=3", "--ensemble=de", "--num_members=2")
     printed = {name: on_devices(1, folder, *words) for name, words in COMMANDS.items()}
-    return folder, printed, results(folder), attacked(folder)
+    return folder, printed, results(folder), arrays_of(folder)
 
 
 def on_devices(number, folder, script, *arguments):
@@ -49,29 +49,34 @@ def results(folder):
     for path in (folder / "runs").rglob("*"):
         if path.name.startswith(("certificates-", "target-")) and path.suffix == ".tsv":
             found[path.name] = without_time(path)
-        elif path.name.startswith("margins-") and path.suffix == ".json":
+        elif path.name.startswith("margins-") and path.suffix == ".npz":
+            continue  # its logits are in `arrays_of`
+        elif path.name.startswith("margins-"):
             # How a CPU cuts up a product depends on its number of threads, which the number of
             # its devices sets, and so does the last bit of what comes of it.
             numbers = json.loads(path.read_text(), parse_float=lambda text: round(float(text), 4))
             found[path.name] = json.dumps(numbers | {"crc32": ""})  # of all bits
-        elif path.name.startswith(("counts-", "margins-", "target-", "certificates-")):
+        elif path.name.startswith(("counts-", "target-", "certificates-")):
             found[path.name] = path.read_bytes()
     return found
 
 
-def attacked(folder):
-    """The arrays of the one attack."""
-    (file,) = (folder / "runs").rglob("attack-*.npz")
-    with np.load(file) as arrays:
-        return dict(arrays)
+def arrays_of(folder):
+    """The arrays of the one attack and of the margins."""
+    found = {}
+    for kind in ("attack", "margins"):
+        (file,) = (folder / "runs").rglob(f"{kind}-*.npz")
+        with np.load(file) as arrays:
+            found |= {f"{kind} {name}": array for name, array in arrays.items()}
+    return found
 
 
 @pytest.mark.parametrize(
     "number", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(8, marks=pytest.mark.slow)]
 )
 def test_all_scripts_give_the_results_of_one_device(trained, tmp_path, number):
-    source, printed, expected, attack = trained
-    assert len(expected) == 3 * 4 + 2 + 2
+    source, printed, expected, arrays = trained
+    assert len(expected) == 3 * 4 + 2 + 1
     shutil.copytree(source, tmp_path, dirs_exist_ok=True)
     for path in [*(tmp_path / "runs").rglob("*-*")]:
         if path.is_file() and "checkpoint" not in path.parts:
@@ -79,11 +84,13 @@ def test_all_scripts_give_the_results_of_one_device(trained, tmp_path, number):
     for name, words in COMMANDS.items():
         assert on_devices(number, tmp_path, *words) == printed[name], name
     assert results(tmp_path) == expected
-    for name, array in attacked(tmp_path).items():
-        if name == "adversarial":
-            np.testing.assert_allclose(array, attack[name], atol=1e-4)
+    found = arrays_of(tmp_path)
+    assert found.keys() == arrays.keys()
+    for name, array in found.items():  # the last bits of logits and gradients depend on threads
+        if name in ("attack adversarial", "margins logits"):
+            np.testing.assert_allclose(array, arrays[name], atol=1e-4)
         else:
-            np.testing.assert_array_equal(array, attack[name])
+            np.testing.assert_array_equal(array, arrays[name])
 
 
 def test_training_goes_on_and_ends_alike(trained, tmp_path):
