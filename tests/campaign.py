@@ -5,7 +5,8 @@
 
 A fault is one small edit, made by `faults_made.py`; a seeded sample of them is put in, each alone,
 into a copy of the project. First come the tests that name the file (`named_tests`; --tests chooses
-others): those called after it, then the fastest, as many as a --budget allows. With --whole, a
+others): those that name the function or are called after the file, then the fastest, as many as a
+--budget allows. With --whole, a
 fault that these let pass meets all other tests too, but for those that `mutations.LEFT_OUT` lists.
 All must pass on a copy without a fault, where their times are taken; a fault that takes three times
 as long and a minute more counts as killed, by timeout.
@@ -45,6 +46,8 @@ from scipy import stats
 
 Path = pathlib.Path
 EQUIVALENTS = Path(__file__).parent / "equivalent_faults.txt"
+NONE: frozenset[str] = frozenset()
+FEW = 12  # files of tests that have a word which still tells them from others
 KILLED, SURVIVED, TIMEOUT = "killed", "survived", "timeout"
 BROKEN = "no verdict"  # pytest itself ended otherwise, say for want of memory: tried again
 
@@ -97,6 +100,10 @@ def named_tests(root: Path, file: str) -> tuple[str, ...]:
         wanted = wider
 
 
+def _text(root: Path, test: str) -> str:
+    return (root / "tests" / test).read_text()
+
+
 @functools.cache
 def _names(root: Path, path: Path) -> frozenset[str]:
     """The project's files that a file imports or, if it is a test, names as scripts."""
@@ -127,35 +134,48 @@ class Tests:
     every: tuple[str, ...]  # none without --whole
     seconds: dict[str, float]
     budget: float = float("inf")  # seconds for the named tests of a fault
+    words: dict[str, frozenset[str]] = dataclasses.field(default_factory=dict)  # in each of them
 
     def asked(self, file: str) -> set[str]:
         """All that a fault of the file may meet; those that a budget leaves out too."""
         return {*self.named[file], *self.every}
 
-    def planned(self, file: str) -> set[str]:
+    def planned(self, file: str, functions: frozenset[str] = NONE) -> set[str]:
         """What a fault of the file will meet, as far as the times are known."""
         if self.asked(file) - self.seconds.keys():
             return self.asked(file)
-        return {test for stage in self.stages(file) for test in stage.tests}
+        return {test for stage in self.stages(file, functions) for test in stage.tests}
 
-    def stages(self, file: str) -> list[Stage]:
-        named = self._within_budget(file)
-        rest = [test for test in self._ordered(file, self.asked(file)) if test not in named]
+    def stages(self, file: str, functions: frozenset[str] = NONE) -> list[Stage]:
+        """functions: by which tests reach the fault, from `reached_by`."""
+        named = self._within_budget(file, functions)
+        rest = [t for t in self._ordered(file, self.asked(file), functions) if t not in named]
         whole = rest if self.every else []
         return [self._stage(*each) for each in (("named", named), ("whole", whole)) if each[1]]
 
-    def _within_budget(self, file: str) -> list[str]:
+    def _within_budget(self, file: str, functions: frozenset[str]) -> list[str]:
         """The file's own tests, which are called after it, and others as long as there is time."""
         chosen, left = [], self.budget
-        for test in self._ordered(file, self.named[file]):
+        for test in self._ordered(file, self.named[file], functions):
             left -= self.seconds[test]
             if left >= 0 or not chosen or self._own(file, test):
                 chosen.append(test)
         return chosen
 
-    def _ordered(self, file: str, tests: Iterable[str]) -> list[str]:
-        key = {test: (not self._own(file, test), self.seconds[test], test) for test in tests}
-        return sorted(key, key=key.__getitem__)
+    def _ordered(
+        self, file: str, tests: Iterable[str], functions: frozenset[str] = NONE
+    ) -> list[str]:
+        found = {
+            name: {test for test, words in self.words.items() if name in words}
+            for name in functions
+        }
+        telling = set().union(*(each for each in found.values() if len(each) <= FEW))
+
+        def rank(test: str) -> int:
+            own, names = self._own(file, test), test in telling
+            return 0 if own and names else 1 if names else 2 if own else 3
+
+        return sorted(tests, key=lambda test: (rank(test), self.seconds[test], test))
 
     @staticmethod
     def _own(file: str, test: str) -> bool:
@@ -164,6 +184,23 @@ class Tests:
     def _stage(self, name: str, tests: Sequence[str]) -> Stage:
         sound = sum(self.seconds[test] for test in tests)
         return Stage(name, tuple(tests), mutations.time_limit(sound))
+
+
+def reached_by(source: str, function: str) -> frozenset[str]:
+    """The function or, if it is private, the public ones of its file that lead to it."""
+    bodies = {
+        node.name: {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        | {n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)}
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+    }
+    reached, new = {part for part in function.split(".") if part}, True
+    while new:
+        new = {name for name, words in bodies.items() if words & reached} - reached
+        if any(not name.startswith("_") for name in reached):
+            break
+        reached |= new
+    return frozenset(name for name in reached if not name.startswith("_") and name != "main")
 
 
 # Faults
@@ -373,7 +410,10 @@ def run(
         every = mutations.test_files(sound)
         matching = tuple(t for t in every if any(fnmatch.fnmatch(t, p) for p in patterns))
         named = {file: matching if patterns else named_tests(sound, file) for file in files}
-        tests = Tests(named, every if whole else (), seconds[state], budget)
+        words = {test: frozenset(re.findall(r"\w+", _text(sound, test))) for test in every}
+        tests = Tests(named, every if whole else (), seconds[state], budget, words)
+        sources = {file: (sound / file).read_text() for file in files}
+        by = {fault: reached_by(sources[fault.file], fault.function) for fault in faults}
         if alone := [file for file in files if not tests.asked(file)]:
             print(f"no test names {', '.join(alone)}: choose with --tests, or --whole")
             return 2
@@ -381,7 +421,7 @@ def run(
             fault
             for fault in faults
             if fault.id not in known
-            or not known[fault.id].settles(tests.planned(fault.file), state)
+            or not known[fault.id].settles(tests.planned(fault.file, by[fault]), state)
         ]
         if old := [f for f in faults if f not in todo and known[f.id].state != state]:
             print(f"{len(old)} were killed in another state of the sources or tests")
@@ -390,7 +430,7 @@ def run(
         for test, took in sound_seconds(sound, missing, jobs):
             tests.seconds[test] = took
             append(results, {"state": state, "sound": {test: took}})
-        staged = {fault: tests.stages(fault.file) for fault in todo}
+        staged = {fault: tests.stages(fault.file, by[fault]) for fault in todo}
         for result in attempts(sound, staged, state, jobs):
             known[result.id] = result
             append(results, dataclasses.asdict(result))

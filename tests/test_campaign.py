@@ -337,6 +337,27 @@ def test_a_run_that_hangs_is_stopped(toy, tmp_path):
     assert done.returncode == mutations.TIMED_OUT
 
 
+def test_tests_that_name_the_function_come_first():
+    named = ("test_a.py", "test_b.py", "test_c.py", "test_d.py")
+    seconds = dict(zip(named, (1.0, 2.0, 30.0, 40.0), strict=True))
+    words = {"test_b.py": {"g"}, "test_c.py": {"f"}, "test_d.py": {"f", "g"}, "test_a.py": set()}
+    words |= {f"test_{i}.py": {"g"} for i in range(campaign.FEW)}  # too many to tell
+    tests = campaign.Tests({"x/d.py": named}, (), seconds, words=words)
+    asked = frozenset({"f", "g"})
+    (stage,) = tests.stages("x/d.py", asked)
+    assert stage.tests == ("test_d.py", "test_c.py", "test_a.py", "test_b.py")
+    (stage,) = tests.stages("x/d.py")
+    assert stage.tests == ("test_d.py", "test_a.py", "test_b.py", "test_c.py")
+
+
+def test_a_private_function_is_reached_by_public_ones():
+    source = "def f(x): return _g(x)\ndef _g(x): return x._h\ndef _h(): pass\ndef main(): _h()\n"
+    assert campaign.reached_by(source, "f") == {"f"}
+    assert campaign.reached_by(source, "_g") == {"f"}
+    assert campaign.reached_by(source, "C.m") == {"C", "m"}
+    assert campaign.reached_by(source, "") == frozenset()
+
+
 def test_a_budget_leaves_out_the_slowest_but_never_a_files_own_tests():
     named = ("test_slow.py", "test_a.py", "test_quick.py", "test_more_b.py", "test_b.py")
     seconds = dict(zip(named, (60.0, 20.0, 5.0, 50.0, 45.0), strict=True))
