@@ -5,8 +5,8 @@
 
 A fault is one small edit, made by `faults_made.py`; a seeded sample of them is put in, each alone,
 into a copy of the project. First come the tests that name the file (`named_tests`; --tests chooses
-others): those that name the function or are called after the file, then the fastest, as many as a
---budget allows. With --whole, a
+others) or its function: those that name the function or are called after the file, then the
+fastest, as many as a --budget allows. With --whole, a
 fault that these let pass meets all other tests too, but for those that `mutations.LEFT_OUT` lists.
 All must pass on a copy without a fault, where their times are taken; a fault that takes three times
 as long and a minute more counts as killed, by timeout.
@@ -136,40 +136,42 @@ class Tests:
     budget: float = float("inf")  # seconds for the named tests of a fault
     words: dict[str, frozenset[str]] = dataclasses.field(default_factory=dict)  # in each of them
 
-    def asked(self, file: str) -> set[str]:
+    def asked(self, file: str, functions: frozenset[str] = NONE) -> set[str]:
         """All that a fault of the file may meet; those that a budget leaves out too."""
-        return {*self.named[file], *self.every}
+        return {*self.named[file], *self.every, *self._telling(functions)}
 
     def planned(self, file: str, functions: frozenset[str] = NONE) -> set[str]:
         """What a fault of the file will meet, as far as the times are known."""
-        if self.asked(file) - self.seconds.keys():
-            return self.asked(file)
+        if self.asked(file, functions) - self.seconds.keys():
+            return self.asked(file, functions)
         return {test for stage in self.stages(file, functions) for test in stage.tests}
 
     def stages(self, file: str, functions: frozenset[str] = NONE) -> list[Stage]:
         """functions: by which tests reach the fault, from `reached_by`."""
         named = self._within_budget(file, functions)
-        rest = [t for t in self._ordered(file, self.asked(file), functions) if t not in named]
-        whole = rest if self.every else []
+        asked = self._ordered(file, self.asked(file, functions), functions)
+        whole = [test for test in asked if test not in named] if self.every else []
         return [self._stage(*each) for each in (("named", named), ("whole", whole)) if each[1]]
 
     def _within_budget(self, file: str, functions: frozenset[str]) -> list[str]:
         """The file's own tests, which are called after it, and others as long as there is time."""
         chosen, left = [], self.budget
-        for test in self._ordered(file, self.named[file], functions):
+        candidates = {*self.named[file], *self._telling(functions)}
+        for test in self._ordered(file, candidates, functions):
             left -= self.seconds[test]
             if left >= 0 or not chosen or self._own(file, test):
                 chosen.append(test)
         return chosen
 
-    def _ordered(
-        self, file: str, tests: Iterable[str], functions: frozenset[str] = NONE
-    ) -> list[str]:
-        found = {
-            name: {test for test, words in self.words.items() if name in words}
-            for name in functions
-        }
-        telling = set().union(*(each for each in found.values() if len(each) <= FEW))
+    def _telling(self, functions: frozenset[str]) -> set[str]:
+        """The tests that name one of the functions, if not too many do."""
+        found = (
+            {test for test, words in self.words.items() if name in words} for name in functions
+        )
+        return set().union(*(tests for tests in found if len(tests) <= FEW))
+
+    def _ordered(self, file: str, tests: Iterable[str], functions: frozenset[str]) -> list[str]:
+        telling = self._telling(functions)
 
         def rank(test: str) -> int:
             own, names = self._own(file, test), test in telling
@@ -410,7 +412,8 @@ def run(
         every = mutations.test_files(sound)
         matching = tuple(t for t in every if any(fnmatch.fnmatch(t, p) for p in patterns))
         named = {file: matching if patterns else named_tests(sound, file) for file in files}
-        words = {test: frozenset(re.findall(r"\w+", _text(sound, test))) for test in every}
+        some = () if patterns else every
+        words = {test: frozenset(re.findall(r"\w+", _text(sound, test))) for test in some}
         tests = Tests(named, every if whole else (), seconds[state], budget, words)
         sources = {file: (sound / file).read_text() for file in files}
         by = {fault: reached_by(sources[fault.file], fault.function) for fault in faults}
@@ -425,7 +428,7 @@ def run(
         ]
         if old := [f for f in faults if f not in todo and known[f.id].state != state]:
             print(f"{len(old)} were killed in another state of the sources or tests")
-        needed = sorted({test for fault in todo for test in tests.asked(fault.file)})
+        needed = sorted({test for f in todo for test in tests.asked(f.file, by[f])})
         missing = [test for test in needed if test not in tests.seconds]
         for test, took in sound_seconds(sound, missing, jobs):
             tests.seconds[test] = took

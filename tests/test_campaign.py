@@ -342,10 +342,12 @@ def test_tests_that_name_the_function_come_first():
     seconds = dict(zip(named, (1.0, 2.0, 30.0, 40.0), strict=True))
     words = {"test_b.py": {"g"}, "test_c.py": {"f"}, "test_d.py": {"f", "g"}, "test_a.py": set()}
     words |= {f"test_{i}.py": {"g"} for i in range(campaign.FEW)}  # too many to tell
+    words["test_other.py"], seconds["test_other.py"] = {"f"}, 50.0  # it does not name the file
     tests = campaign.Tests({"x/d.py": named}, (), seconds, words=words)
     asked = frozenset({"f", "g"})
     (stage,) = tests.stages("x/d.py", asked)
-    assert stage.tests == ("test_d.py", "test_c.py", "test_a.py", "test_b.py")
+    expected = ("test_d.py", "test_c.py", "test_other.py", "test_a.py", "test_b.py")
+    assert stage.tests == expected
     (stage,) = tests.stages("x/d.py")
     assert stage.tests == ("test_d.py", "test_a.py", "test_b.py", "test_c.py")
 
