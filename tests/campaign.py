@@ -196,12 +196,12 @@ def reached_by(source: str, function: str) -> frozenset[str]:
         for node in ast.walk(ast.parse(source))
         if isinstance(node, ast.FunctionDef)
     }
-    reached, new = {part for part in function.split(".") if part}, True
-    while new:
-        new = {name for name, words in bodies.items() if words & reached} - reached
-        if any(not name.startswith("_") for name in reached):
+    reached = {part for part in function.split(".") if part and not part[0].isupper()}  # no class
+    while all(name.startswith("_") for name in reached):
+        callers = {name for name, words in bodies.items() if words & reached} - reached
+        if not callers:
             break
-        reached |= new
+        reached |= callers
     return frozenset(name for name in reached if not name.startswith("_") and name != "main")
 
 
