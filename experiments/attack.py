@@ -222,6 +222,7 @@ def report(settings: dict[str, Any], arrays: dict[str, np.ndarray], file: Path) 
     clean_accuracy = metrics.accuracy(before, labels)
     if settings["target"] == "smoothed":
         judged = f"most voted class of n = {settings['num_draws']} draws that no attack saw"
+        judged += f", in {settings['precision']}" if "precision" in settings else ""
     else:
         judged = "class of the highest (mean) logit, without noise"
     title = (

@@ -154,7 +154,7 @@ def prediction(predict: Predict, x: np.ndarray) -> np.ndarray:
     Raises:
       UserError: if a logit is NaN.
     """
-    logits = _in_blocks(partial(_logits, as_classifier(predict)), check_series(x))
+    logits = _in_blocks(partial(_logits(), as_classifier(predict)), check_series(x))
     if np.isnan(logits).any():
         raise UserError("the network returned NaN: nothing can be predicted; train it again")
     return logits.argmax(axis=-1)
@@ -177,7 +177,7 @@ def success_rates(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> 
     return float(fooled.mean()), float(fooled[correct].mean()) if correct.any() else float("nan")
 
 
-_logits = jax.jit(lambda predict, x: mean_logits(predict, x))
+_logits = backend.reproducible(lambda predict, x: mean_logits(predict, x))
 
 
 def _in_blocks(function: Callable[..., _Array], *arrays: np.ndarray) -> np.ndarray:
@@ -196,16 +196,16 @@ def _climb(attack: _Attack, steps: int, restarts: int, num_draws: int) -> _Array
     """The series (B, T, C) of highest loss that any restart comes by."""
     start_keys, step_keys = _fold_in(attack.keys, _STARTS), _fold_in(attack.keys, _STEPS)
     worst = attack.x
-    worst_loss = _compared(attack, worst, num_draws)
+    worst_loss = _comparison()(attack, worst, num_draws)
     for restart in range(restarts):
         current = _start(_fold_in(start_keys, restart), attack.x, attack.epsilon)
         keys, state = _fold_in(step_keys, restart), (current, worst, worst_loss)
         # As in training: on CPU a convolution's gradient must stay out of control flow.
         if backend.on_cpu():
             for step in range(steps):
-                state = _compiled_step(attack, keys, state, np.uint32(step), num_draws)
+                state = _one_step()(attack, keys, state, np.uint32(step), num_draws)
         else:
-            state = _scanned_steps(attack, keys, state, steps, num_draws)
+            state = scanned_steps()(attack, keys, state, steps, num_draws)
         _, worst, worst_loss = state
     return worst
 
@@ -231,16 +231,11 @@ def _loss(attack: _Attack, keys: jax.Array, series: _Array, num_draws: int) -> j
     return mean_loss(attack.predict, series[:, None] + attack.sigma * noise, attack.y)
 
 
-@partial(jax.jit, static_argnums=2)
 def _compared(attack: _Attack, series: _Array, num_draws: int) -> jax.Array:
     """The loss on the draws that choose which point is kept."""
     return _loss(attack, _fold_in(attack.keys, _COMPARISON), series, num_draws)
 
 
-_compiled_step = partial(jax.jit, static_argnums=4)(_step)
-
-
-@partial(jax.jit, static_argnums=(3, 4))
 def _scanned_steps(
     attack: _Attack, keys: jax.Array, state: _State, steps: int, num_draws: int
 ) -> _State:
@@ -248,6 +243,11 @@ def _scanned_steps(
         return _step(attack, keys, carry, step, num_draws), None
 
     return jax.lax.scan(body, state, jnp.arange(steps, dtype=jnp.uint32))[0]
+
+
+_comparison = backend.reproducible(_compared, ("num_draws",))
+_one_step = backend.reproducible(_step, ("num_draws",))
+scanned_steps = backend.reproducible(_scanned_steps, ("steps", "num_draws"))
 
 
 @jax.jit

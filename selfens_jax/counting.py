@@ -365,4 +365,5 @@ def ensemble_of(settings: dict[str, Any]) -> str:
     """The ensemble in words, with what is unusual about it."""
     consensus = f" (consensus of {settings['consensus']})" if "consensus" in settings else ""
     design = f" under {settings['mask_design']} masks" if "mask_design" in settings else ""
-    return f"{settings['ensemble']}{design}{consensus}"
+    hidden = f", hidden steps as {settings['hidden_as']}" if "hidden_as" in settings else ""
+    return f"{settings['ensemble']}{design}{hidden}{consensus}"

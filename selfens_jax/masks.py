@@ -170,7 +170,7 @@ def hide(x: jax.Array, mask: jax.Array, hidden_as: str = "zero") -> jax.Array:
     """What a network is shown of series under masks: nothing of the values of hidden steps.
 
     Args:
-      x: (..., T, C) series.
+      x: (..., T, C) series, finite.
       mask: (..., T) masks, whose other axes broadcast with those of x.
       hidden_as: what stands for hidden steps, one of `HIDDEN_AS`: `zero`, zeros, which is the
         paper's M * x; `last`, the last value that is kept before them, or else the first after;

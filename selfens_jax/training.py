@@ -478,7 +478,8 @@ def _mixed(step: Step, noise: Noise, state: TrainState, x: jax.Array, labels: ja
     network = Network(step.model, state.variables)
 
     def loss_of(series: Any) -> jax.Array:
-        views = noisy_masked_views(step, noise, series).reshape(step.views, *series.shape)
+        views = noisy_masked_views(step, noise, series)
+        views = views.reshape(step.views, len(series), *views.shape[1:])
         return attacks.mean_loss(network, jnp.swapaxes(views, 0, 1), labels)
 
     step_sizes = objectives.ASCENT * noise.sigma * jnp.ones(len(x))

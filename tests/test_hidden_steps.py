@@ -129,6 +129,19 @@ def test_what_cannot_be_meant_is_refused(hidden_as, ensemble, says):
         TrainConfig(ensemble=ensemble, hidden_as=hidden_as, **burst)
 
 
+@EVERY
+def test_smoothmix_mixes_what_is_shown(hidden_as):
+    x, y = easy_problem(8, 12)
+    config = TrainConfig(
+        ensemble="mb", sigma=0.5, keep=0.6, epochs=2, batch_size=8, hidden_as=hidden_as,
+        objective="smoothmix", recalibration_passes=2,
+    )  # fmt: skip
+    (variables,), rows = training.fit(TinyNet(), x, y, config)
+    assert np.isfinite([row["loss"] for row in rows]).all()
+    channels = variables["params"]["Conv_0"]["kernel"].shape[1]
+    assert channels == 1 + (hidden_as == "indicator")
+
+
 def test_a_self_ensemble_knows_what_it_can_show():
     with pytest.raises(UserError, match="unknown hidden_as 'mean'"):
         self_ensemble(TinyNet(), {}, MASKS, "mean")
@@ -210,6 +223,7 @@ def test_every_command_takes_such_a_run(folder):
     (page,) = run.glob("*.html")
     assert "indicator" in page.read_text()
     assert "accuracy of the most voted class" in done.stdout
+    assert "mc, hidden steps as indicator, sigma" in done.stdout
     assert "certified" in call(folder, "certify", *place, "--target_radius=0.05").stdout
     call(folder, "attack", *few, "--steps=2", "--epsilons=0.1")
     call(folder, "margins", *few, "--num_random_masks=4", "--ensemble_sizes=1,2")
@@ -225,6 +239,8 @@ def test_it_is_not_taken_for_the_default_or_another(folder):
         assert "hidden_as is 'last', not 'scaled'" in said
     said = error_of(folder, "certify", "--dataset=own.npz", *CERTIFY, *asked, "--seed=5")
     assert "--hidden_as=last" in said.split("this trains it")[1]
+    said = error_of(folder, "certify", "--dataset=own.npz", "--ensemble=single", *asked[1:])
+    assert "not of single: leave it out" in said
     single = ("--hidden_as=last", "--ensemble=single")
     assert_refused(folder, "not of single: leave it out", "train", "--model=lstm_fcn", *single)
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 import subprocess
 import sys
 import types
@@ -41,8 +42,42 @@ def test_epochs_are_scaled_by_the_passes_of_a_step():
     assert next(iter(found)) == "two_views"  # the control comes first
     of_ensemble = [cell.ensemble for cell in asked(objectives=["ensemble"], control="ensemble")]
     assert of_ensemble == ["mc"]  # single has no masks to average over
-    with pytest.raises(UserError, match="unknown 'hinge'"):
+    with pytest.raises(UserError, match="unknown objective 'hinge'"):
         asked(objectives=["hinge"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"control": "hinge"}, "--control=hinge: unknown objective"),
+        ({"control": "foo/cross_entropy"}, "--control=cross_entropy: unknown ensemble 'foo'"),
+        ({"control": "/cross_entropy"}, "unknown ensemble ''"),
+        ({"control": "single/ensemble"}, "objective ensemble is for mb and mc"),
+        ({"ensembles": ["de"]}, "unknown ensemble 'de'; choose from single, mb, mc"),
+        ({"objectives": ["cross_entropy+hidden_as=mean"]}, "unknown hidden_as 'mean'"),
+        ({"objectives": ["cross_entropy+epochs=3"]}, "unknown flag 'epochs'"),
+        ({"objectives": ["cross_entropy+keep=much"]}, "could not convert string to float"),
+        ({"ensembles": ["single"], "objectives": ["ensemble"]}, "is for mb and mc"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_trained(changes, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        asked(**{"objectives": ["cross_entropy"]} | changes)
+
+
+def test_objectives_are_left_out_where_they_are_not_of_the_ensemble():
+    names = ["cross_entropy+hidden_as=last", "ensemble"]
+    kinds = {cell.kind for cell in asked(objectives=names, ensembles=["single", "mc"])}
+    assert kinds == {("single", "two_views"), ("mc", "two_views"), *(("mc", n) for n in names)}
+
+
+def test_the_legend_names_the_curves_of_all_panels(monkeypatch):
+    seen = []
+    monkeypatch.setattr(study.plots, "png", lambda drawn, *_: seen.append(drawn) or b"")
+    other = dataclasses.replace(CELL, ensemble="single", objective="cross_entropy")
+    study.figure({CELL: CONTROL, other: BETTER})
+    (legend,) = [axes.get_legend() for axes in seen[0].axes if axes.get_legend()]
+    assert {text.get_text() for text in legend.get_texts()} == {"two_views", "cross_entropy"}
 
 
 def measured(voted, radius, share) -> study.Measured:

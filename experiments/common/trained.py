@@ -85,6 +85,7 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
             f"--sigma={FLAGS.sigma:g}: without noise there is no radius; above 0 needed"
         )
     if FLAGS.run_dir is None:
+        masks.check_hidden_as(FLAGS.hidden_as, FLAGS.ensemble)
         name = data.name_of(FLAGS.dataset)
         run = runs.directory(
             FLAGS.runs_dir, name, FLAGS.model, FLAGS.ensemble, FLAGS.sigma, FLAGS.seed

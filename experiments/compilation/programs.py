@@ -178,7 +178,7 @@ def _attack(case: Case, mesh: Mesh) -> Any:
     )
     state = (x, x, each)
     shaped = _on(mesh, (attack, keys, state))
-    return attacks._scanned_steps.lower(*shaped, STEPS, ATTACK_DRAWS)
+    return attacks.scanned_steps().lower(*shaped, STEPS, ATTACK_DRAWS)
 
 
 def _flops(case: Case, draws: int) -> float:

@@ -206,13 +206,12 @@ def run_all(
     platform_name, device = device_kind() if todo else ("", "")
     if side_by_side is None:
         side_by_side = SIDE_BY_SIDE if platform_name in ("gpu", "tpu") else 1
-    tried: set[str] = set()
-    for place, job in enumerate(todo):
+    left = todo
+    while left:
+        job, *others = left
         if job.needs and not is_done(job.needs, outcomes, results_dir):
+            left = others
             continue
-        if job.id in tried:  # beside another
-            continue
-        left = [other for other in todo[place:] if other.id not in tried]
         group = [job]
         if job.id not in alone:
             group = together([j for j in left if j.id not in alone], outcomes, side_by_side)
@@ -221,15 +220,16 @@ def run_all(
             cli.say("the time limit is reached; the same command goes on from here")
             return
         cli.say(
-            f"[{done + place + 1}/{len(plan)}] {job.id} {beside(group)}"
+            f"[{len(plan) - len(left) + 1}/{len(plan)}] {job.id} {beside(group)}"
             f"({clock(time.monotonic() - began)} spent, {time_left(left, outcomes)})"
         )
         ended, interrupted = run(group, results_dir, common, device, remaining)
         outcomes |= {outcome.id: outcome for outcome in ended}
-        tried |= {outcome.id for outcome in ended}
         write(results_dir, outcomes.values())
         if ended[0].status == FAILED:
             cli.say(f"failed: {ended[0].message}")
+        if ended[0].status != FAILED or len(group) == 1:  # else each is tried alone
+            left = [other for other in left if other not in group]
         if interrupted:
             raise KeyboardInterrupt
 

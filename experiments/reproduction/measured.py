@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from reproduction import jobs
-from reproduction.plan import NUM_MASKS, Cell, Settings, train
+from reproduction.plan import NUM_MASKS, Cell, Settings, attack_settings, train
 from reproduction.theory import top_two
 
 from selfens_jax import certificates, metrics, noise, runs
@@ -75,6 +75,7 @@ def certified(
     for file in (results_dir / cell.run).glob("counts-*.npz"):
         counted = records.read_counts(file)
         plain = not {"consensus", "mask_design", "series"} & counted.settings.keys()
+        plain &= counted.settings.get("precision", "float32") == "float32"
         chosen = evenly_spaced(settings.num_examples, counted.settings["data"]["num_test"])
         if (
             plain
@@ -98,10 +99,12 @@ def certified(
 
 
 def training_seconds(results_dir: Path, cell: Cell, settings: Settings) -> float | None:
-    """What the training of a cell took; None if it is not finished."""
-    run = results_dir / cell.run
+    """What the training of a cell took; None if it is not finished, or had others beside it."""
+    run, job_id, outcomes = results_dir / cell.run, train(cell, settings).id, jobs.read(results_dir)
+    if job_id in outcomes and "--sigmas=" in outcomes[job_id].command:
+        return None
     # Results that are handed on without their networks still have the list of jobs.
-    done = jobs.is_done(train(cell, settings).id, jobs.read(results_dir), results_dir)
+    done = jobs.is_done(job_id, outcomes, results_dir)
     return runs.read_training_time(run) if done or runs.is_finished(run) else None
 
 
@@ -140,7 +143,7 @@ class Margins:
 
 def margins(results_dir: Path, cell: Cell, settings: Settings) -> Margins | None:
     """The margins of a cell under the settings; None if they were not measured."""
-    file = latest(results_dir, cell, f"margins-n{settings.num_draws}-*.json")
+    file = latest(results_dir, cell, f"margins-n{settings.num_draws}-*.json", {})
     if file is None:
         return None
     arrays = runs.read_npz(file.with_suffix(".npz"), ["indices", "logits"])
@@ -153,13 +156,37 @@ def margins(results_dir: Path, cell: Cell, settings: Settings) -> Margins | None
     return Margins(arrays["indices"], score, margin, p_a, runs.read_json(file)["examples"])
 
 
-def latest(results_dir: Path, cell: Cell, pattern: str) -> Path | None:
-    """The newest record of a run whose name is like `pattern`, of the paper's masks; or None."""
-    files = [
-        file
-        for file in (results_dir / cell.run).glob(pattern)
-        if "mask_design" not in runs.read_json(file).get("settings", {})
-    ]
+def attack_success(
+    results_dir: Path, cell: Cell, settings: Settings
+) -> dict[float, tuple[float, float]]:
+    """epsilon -> attack success rates over initially correct and over all series; {} if unknown."""
+    number = "*" if settings.attacked is None else settings.attacked
+    wanted = attack_settings(cell, settings)
+    pattern = f"attack-{wanted['target']}-{number}ex-*.json"
+    file = latest(results_dir, cell, pattern, wanted)
+    if file is None:
+        return {}
+    record = runs.read_json(file)
+    if (
+        settings.attacked is None
+        and record["num_examples"] != record["settings"]["data"]["num_test"]
+    ):
+        return {}
+    return attack_rates(record)
+
+
+def latest(results_dir: Path, cell: Cell, pattern: str, wanted: dict[str, Any]) -> Path | None:
+    """The newest record of a run that is the paper's and as wanted, or None.
+
+    Args:
+      pattern: what its name is like.
+      wanted: of its settings.
+    """
+    files = []
+    for file in (results_dir / cell.run).glob(pattern):
+        found = runs.read_json(file).get("settings", {})
+        if not {"mask_design", "precision"} & found.keys() and not runs.differences(found, wanted):
+            files.append(file)
     return max(files, key=lambda file: (file.stat().st_mtime, file.name)) if files else None
 
 

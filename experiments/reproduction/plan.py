@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from reproduction.jobs import Job
 
@@ -19,6 +20,7 @@ ENSEMBLES = ("single", "de", "mb", "mc")  # the paper's
 SIGMAS = (0.1, 0.2, 0.4, 0.8, 1.6)
 ENSEMBLE_SIZES = (1, 2, 5, 10, 20)  # Figure 5
 KEEPS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # Figure 6; the paper's text does not list its own
+ATTACK = {"steps": 40, "restarts": 1, "attack_draws": 16}  # attack.py's defaults
 EPSILONS = (0.25, 0.5, 0.75, 1.0)  # Table 4
 
 
@@ -174,6 +176,17 @@ def attack(cell: Cell, settings: Settings) -> Job:
     arguments = [*cell.flags, f"--epsilons={epsilons}", *size, *settings.attack]
     arguments.append(f"--num_draws={settings.num_draws}")
     return Job("attack", cell.run, tuple(arguments), train(cell, settings).id)
+
+
+def attack_settings(cell: Cell, settings: Settings) -> dict[str, Any]:
+    """What the record of the attack says of it."""
+    given = {name: int(value) for name, value in attack(cell, settings).flags.items()
+             if name in ATTACK}  # fmt: skip
+    found = {"epsilons": list(EPSILONS), **ATTACK, **given, "noise_seed": cell.seed}
+    if cell.sigma == 0:  # without noise there are no draws
+        del found["attack_draws"]
+        return {"target": "mean_logits", **found}
+    return {"target": "smoothed", **found, "num_draws": settings.num_draws}
 
 
 def examples(number: int | None) -> tuple[str, ...]:

@@ -13,10 +13,9 @@ import numpy as np
 from reproduction.captions import NOT_MEASURED, described, series
 from reproduction.measured import (
     ALPHA,
-    attack_rates,
+    attack_success,
     certified,
     hardware,
-    latest,
     margins,
     paper_rows,
     paper_table3,
@@ -351,9 +350,7 @@ def table4(results_dir: Path, grid: Grid, settings: Settings) -> Table:
     }
 
     def rates(cell: Cell, epsilon: float) -> tuple[float, float] | tuple[None, None]:
-        file = latest(results_dir, cell, "attack-*.json")
-        found = {} if file is None else attack_rates(runs.read_json(file))
-        return found.get(epsilon, (None, None))
+        return attack_success(results_dir, cell, settings).get(epsilon, (None, None))
 
     rows = []
     for cells in same_but_seed(grid):

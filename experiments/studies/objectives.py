@@ -35,7 +35,7 @@ import numpy as np
 from absl import app, flags
 from scipy import special
 
-from selfens_jax import certificates, data, metrics, noise, objectives, plots, runs
+from selfens_jax import certificates, data, metrics, noise, objectives, plots, runs, training
 from selfens_jax.errors import UserError
 from selfens_jax.runs import records
 
@@ -44,6 +44,17 @@ FLAGS = flags.FLAGS
 SCRIPTS = Path(__file__).parents[1]
 ALPHA = 0.001
 RADII = (0.25, 0.5, 1.0, 1.5)  # sigmas
+ENSEMBLES = ("single", "mb", "mc")  # of one network
+OF_TRAINING: dict[str, Callable[[str], Any]] = {  # flags of train.py that an objective may have
+    "average": float,
+    "batch_size": int,
+    "class_weights": str,
+    "consistency_weight": float,
+    "entropy_weight": float,
+    "hidden_as": str,
+    "keep": float,
+    "learning_rate": float,
+}
 SHARED = ("average", "keep", "hidden_as")  # flags that certify.py has too
 
 
@@ -157,15 +168,20 @@ def cells(asked: Any) -> list[Cell]:
       asked: all flags, or what has the same attributes.
 
     Raises:
-      UserError: for an unknown objective.
+      UserError: for an ensemble or objective that there is not, or none of whose ensembles is asked
+        for.
     """
-    ensemble, _, control = asked.control.rpartition("/")
-    kinds = [(ensemble, control)] if ensemble else [(own, control) for own in asked.ensembles]
-    kinds = dict.fromkeys([*kinds, *itertools.product(asked.ensembles, asked.objectives)])
-    for name in {objective for _, objective in kinds}:
-        if name.partition("+")[0] not in objectives.OBJECTIVES:
-            known = ", ".join(objectives.OBJECTIVES)
-            raise UserError(f"--objectives: unknown {name!r}; choose from {known}")
+    ensemble, of_one, control = asked.control.rpartition("/")
+    kinds: dict[tuple[str, str], None] = {}
+    for flag, ensembles, names in (
+        ("control", [ensemble] if of_one else asked.ensembles, [control]),
+        ("objectives", asked.ensembles, asked.objectives),
+    ):
+        for name in names:
+            reasons = {own: refusal(own, name) for own in ensembles}
+            if all(reasons.values()):
+                raise UserError(f"--{flag}={name}: {next(iter(reasons.values()))}")
+        kinds |= {(o, n): None for o in ensembles for n in names if not refusal(o, n)}
     every = itertools.product(asked.seeds, asked.datasets, asked.models, asked.sigmas, kinds)
     return [
         Cell(
@@ -180,8 +196,23 @@ def cells(asked: Any) -> list[Cell]:
             num_examples=asked.num_examples,
         )
         for seed, dataset, model, sigma, (ensemble, objective) in every
-        if not (objective.startswith("ensemble") and ensemble not in ("mb", "mc"))
     ]
+
+
+def refusal(ensemble: str, objective: str) -> str:
+    """Why there is no such training at the cost of one network; empty if there is."""
+    if ensemble not in ENSEMBLES:
+        return f"unknown ensemble {ensemble!r}; choose from {', '.join(ENSEMBLES)}"
+    name, *others = objective.split("+")
+    pairs = [other.partition("=") for other in others]
+    if unknown := [flag for flag, _, _ in pairs if flag not in OF_TRAINING]:
+        return f"unknown flag {unknown[0]!r}; choose from {', '.join(OF_TRAINING)}"
+    try:
+        values = {flag: OF_TRAINING[flag](value) for flag, _, value in pairs}
+        training.TrainConfig(ensemble=ensemble, objective=name, **values)
+    except (UserError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def passes_of(objective: str) -> int:
@@ -422,6 +453,7 @@ def figure(measured: dict[Cell, Measured]) -> bytes:
     drawn = plots.new_figure(1.5 + 4.5 * columns, 0.8 + 3.6 * lines)
     panels = drawn.subplots(lines, columns, squeeze=False).ravel()
     ticks = np.array([0.01, 0.1, 0.5, 0.9, 0.99, 0.999])
+    named: dict[str, Any] = {}
     for axes, (group, ensemble) in zip(panels, groups, strict=False):
         for name in names:
             own = by_seed(measured, group, (ensemble, name)).values()
@@ -430,7 +462,7 @@ def figure(measured: dict[Cell, Measured]) -> bytes:
             # Half a vote off either end, where the quantile would be infinite.
             half = 0.5 / next(iter(measured)).num_draws
             shares = np.sort(np.concatenate([m.share for m in own]).clip(half, 1 - half))
-            axes.step(
+            (named[name],) = axes.step(
                 special.ndtri(shares),
                 100 * np.arange(1, len(shares) + 1) / len(shares),
                 where="post",
@@ -450,7 +482,7 @@ def figure(measured: dict[Cell, Measured]) -> bytes:
         axes.grid(alpha=0.3)
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
-    panels[0].legend(frameon=False, loc="upper left", fontsize=8)
+    panels[0].legend(handles=list(named.values()), frameon=False, loc="upper left", fontsize=8)
     title = "Votes for the true class, by training objective at equal cost"
     note = (
         "Lower is better. The axis is stretched as radii are: a step to the right is the same gain "
