@@ -22,7 +22,7 @@ from helpers import init
 from selfens_jax import certify, smoothing, streams
 from selfens_jax.certificates import certify_counts
 from selfens_jax.certification import count_votes
-from selfens_jax.classifiers import as_classifier
+from selfens_jax.classifiers import HostClassifier, as_classifier, check_classifier
 from selfens_jax.errors import UserError
 
 SIGMA, DRAWS = 0.5, 200
@@ -124,6 +124,19 @@ WRITTEN_IN = {
     "a function that changes its input": lambda x: on_host(np.multiply(x, 2, out=np.asarray(x))),
     "a branch": lambda x: for_jax(x) if x.sum() > -np.inf else None,
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "on_device"),
+    [("JAX, compiled", True), ("a pytree", True), ("Linen", True), ("an object", False)],
+)
+def test_what_jax_can_trace_is_counted_in_its_programs(name, on_device):
+    """Called on the host it would have the same votes, at many times the cost."""
+    given = WRITTEN_IN[name]
+    predict = as_classifier(*given) if isinstance(given, tuple) else as_classifier(given)
+    found, num_classes = check_classifier(predict, X.astype(np.float32), SIGMA, 20, "float32")
+    assert isinstance(found, HostClassifier) is not on_device
+    assert num_classes == 3
 
 
 @pytest.mark.parametrize("predict", WRITTEN_IN.values(), ids=WRITTEN_IN)

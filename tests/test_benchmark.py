@@ -58,7 +58,9 @@ def test_a_table_leaves_out_what_was_not_measured(tmp_path):
     assert "| macnn | CBF | jax | 1.500 | 1.250 | 1.750 |" in text
     assert "| macnn | CBF | torch published |  |  |  |" in text
     assert "- macnn, CBF, torch published: not measured" in text
-    assert (tmp_path / "table.csv").exists()
+    first, header, *_ = (tmp_path / "table.csv").read_text().splitlines()
+    assert first == "# date: today"
+    assert header.startswith("what,model,dataset,contender")
     assert (tmp_path / "table.png").exists()
 
 

@@ -117,6 +117,9 @@ def test_every_cell_and_line(folder, said, tables):
     assert [list(row.values())[:-1] for row in rows] == expected
     assert {row[4] for row in expected} == {"0", "1"}
     shown = printed(said.stdout)
+    shares = [np.mean([row[4] == "1" for row in expected if row[2] == str(b)]) for b in BURSTS]
+    told = ", ".join(f"b = {b}: {share:.0%}" for b, share in zip(BURSTS, shares, strict=True))
+    assert f"certified {told}" in said.stderr  # beside the bar, at the end
     for burst, share in zip(BURSTS, ("12.5%", "31.2%"), strict=True):
         own = [row for row in expected if row[2] == str(burst)]
         what = f"b = {burst} ({share})"

@@ -336,6 +336,19 @@ def test_a_radius_beside_a_burst_is_at_most_the_true_one():
         assert abs(total - mean) < 6 * spread
 
 
+def test_values_under_a_mask_are_not_taken_for_known():
+    x = np.random.default_rng(0).normal(size=(2, 5, 1))
+    whole, lacks = bursts.known_values(x)
+    np.testing.assert_array_equal(whole, x.astype(np.float32))
+    assert not lacks.any()
+    hidden = np.ma.masked_greater(x, np.median(x))
+    with pytest.raises(UserError, match="mask"):
+        bursts.known_values(hidden)
+    numbers, lacks = bursts.known_values(np.arange(10).reshape(2, 5, 1))
+    np.testing.assert_array_equal(numbers, np.arange(10).reshape(2, 5, 1))
+    assert not lacks.any()
+
+
 def test_certificates_of_pairs_share_alpha():
     """Unanimous votes get the radius of alpha over the number of pairs, and no other."""
     windows = bursts.windows(12, 2, 4)

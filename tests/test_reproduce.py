@@ -288,6 +288,9 @@ def test_a_dry_run_says_what_is_left_and_changes_nothing(tmp_path):
     least = float(re.search(r"h100 (\S+) h", done.stdout)[1])
     assert least == pytest.approx((0.0486 + 0.972) * 1e15 / 67e12 / 3600, rel=0.05)
     assert "time left not known yet" in done.stdout
+    every = call(tmp_path, "--what=all", "--dry_run").stdout
+    number = len(plan.all_jobs(plan.GRIDS, plan.PROFILES["paper"], "paper"))
+    assert f"{number} jobs, of which 0 are done" in every
     for wrong, says in (("--report", "changes nothing"), ("--side_by_side=0", "at least 1")):
         assert says in call(tmp_path, *asked, wrong, status=1).stderr
     assert list(tmp_path.iterdir()) == []
