@@ -51,6 +51,24 @@ def start(folder, script, *arguments, user=(), **environment):
     )
 
 
+def test_a_torn_program_in_the_cache_is_replaced_without_a_word(copied, tmp_path):
+    """What a command leaves that was killed as it kept a compiled program."""
+    home = {"HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    home |= {"JAX_COMPILATION_CACHE_DIR": None}
+    place = (*CERTIFY, "--dataset=own.npz", f"--output_dir={tmp_path / 'out'}")
+    assert_quiet(start(copied, "certify", *place, "--noise_seed=1", **home))
+    kept = sorted((tmp_path / ".cache" / "selfens_jax" / "xla").glob("*-cache"))
+    assert kept
+    sizes = {}
+    for entry in kept:
+        sizes[entry] = entry.stat().st_size
+        entry.write_bytes(entry.read_bytes()[:50])
+    assert_quiet(start(copied, "certify", *place, "--noise_seed=2", **home))
+    for entry, size in sizes.items():
+        assert entry.stat().st_size > 50, entry.name
+        assert entry.stat().st_size == pytest.approx(size, rel=0.2)
+
+
 def assert_quiet(done, status=0):
     """It ended so, without a traceback or a warning; the error line, if there is one."""
     assert done.returncode == status, done.stderr

@@ -6,6 +6,7 @@ import functools
 import io
 import logging as python_logging
 import os
+import re
 import signal
 import sys
 import warnings
@@ -363,6 +364,9 @@ def _with_help(parse: Callable[[list[str]], list[str]]) -> Callable[[list[str]],
 
 
 def _keep_compiled_programs() -> None:
+    """Lets JAX keep programs in the user's cache, unless its own variable names a folder."""
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
     try:
         cache = Path.home() / ".cache" / "selfens_jax" / "xla"
         cache.mkdir(parents=True, exist_ok=True)
@@ -370,6 +374,28 @@ def _keep_compiled_programs() -> None:
         return  # no home, or a read-only one, costs compile time, nothing else
     if os.access(cache, os.W_OK | os.X_OK):
         jax.config.update("jax_compilation_cache_dir", str(cache))
+        _drop_torn_programs(cache)
+
+
+def _drop_torn_programs(cache: Path) -> None:
+    """Deletes programs that JAX cannot read, which it then keeps anew.
+
+    A command that was killed as it kept one, or had a full disk, leaves a part of it. JAX would
+    warn of that in every later command, and compile the program again and again.
+    """
+    shown = warnings.showwarning
+
+    def show(message: Any, *others: Any, **more: Any) -> None:
+        pattern = r"Error (?:read|writ)ing persistent compilation cache entry for '(\w+)'"
+        torn = re.match(pattern, str(message))
+        if torn is None:
+            shown(message, *others, **more)
+            return
+        with contextlib.suppress(OSError):
+            for entry in cache.glob(f"{torn[1]}-*"):
+                entry.unlink(missing_ok=True)
+
+    warnings.showwarning = show
 
 
 def _of_files(error: OSError) -> str:
