@@ -100,8 +100,14 @@ def named_tests(root: Path, file: str) -> tuple[str, ...]:
         wanted = wider
 
 
-def _text(root: Path, test: str) -> str:
-    return (root / "tests" / test).read_text()
+def _identifiers(path: Path) -> frozenset[str]:
+    """The names that the code of a file has; not the words of its sentences."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.alias(name=name):
+                found.add(name)
+    return frozenset(found)
 
 
 @functools.cache
@@ -412,8 +418,7 @@ def run(
         every = mutations.test_files(sound)
         matching = tuple(t for t in every if any(fnmatch.fnmatch(t, p) for p in patterns))
         named = {file: matching if patterns else named_tests(sound, file) for file in files}
-        some = () if patterns else every
-        words = {test: frozenset(re.findall(r"\w+", _text(sound, test))) for test in some}
+        words = {test: _identifiers(sound / "tests" / test) for test in every if not patterns}
         tests = Tests(named, every if whole else (), seconds[state], budget, words)
         sources = {file: (sound / file).read_text() for file in files}
         by = {fault: reached_by(sources[fault.file], fault.function) for fault in faults}

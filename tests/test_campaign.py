@@ -352,6 +352,12 @@ def test_tests_that_name_the_function_come_first():
     assert stage.tests == ("test_d.py", "test_a.py", "test_b.py", "test_c.py")
 
 
+def test_words_of_sentences_are_no_names(tmp_path):
+    path = tmp_path / "test_a.py"
+    path.write_text('"""They go together."""\nfrom a import b\nc.d(e, "f")  # and g\n')
+    assert campaign._identifiers(path) == {"b", "c", "d", "e"}
+
+
 def test_a_private_function_is_reached_by_public_ones():
     source = "def f(x): return _g(x)\ndef _g(x): return x._h\ndef _h(): pass\ndef main(): _h()\n"
     assert campaign.reached_by(source, "f") == {"f"}
