@@ -844,8 +844,8 @@ MUTATIONS = (
     Mutation(
         "attacked series judged under the noise of other examples",
         ATTACK,
-        "            indices=chunk,\n            **noise",
-        "            indices=np.arange(len(chunk)),\n            **noise",
+        "            indices=chunk,\n            precision",
+        "            indices=np.arange(len(chunk)),\n            precision",
         (CLIMBED,),
     ),
     Mutation(
@@ -1333,6 +1333,28 @@ MUTATIONS = (
         "else saved.get(name, FLAGS[name].value)",
         'else saved.get(name if name == "num_masks" else "", FLAGS[name].value)',
         ("test_classifier.py::test_certify_py_takes_a_saved_folder",),
+    ),
+    # Trainings side by side, and at which precision an attack is judged
+    Mutation(
+        "trainings of other settings beside a training",
+        "experiments/reproduction/jobs.py",
+        "return job.script, job.folder, rest",
+        "return job.script, job.folder, {}",
+        ("test_reproduce.py::test_trainings_of_one_command_are_every_pair_of_sigmas_and_seeds",),
+    ),
+    Mutation(
+        "pairs of sigma and seed trained that are done",
+        "experiments/reproduction/jobs.py",
+        "if all((sigma, seed) in pairs for sigma in sigmas)",
+        "if any((sigma, seed) in pairs for sigma in sigmas)",
+        ("test_reproduce.py::test_trainings_of_one_command_are_every_pair_of_sigmas_and_seeds",),
+    ),
+    Mutation(
+        "attacks judged at another precision than the certificates",
+        ATTACK,
+        'precision=settings.get("precision", "float32"),',
+        'precision="float32",',
+        ("test_attack_script.py::test_an_attack_is_judged_at_the_precision_of_the_certificates",),
     ),
     # What is shown of hidden steps
     Mutation(
