@@ -76,7 +76,7 @@ def test_the_legend_names_the_curves_of_all_panels(monkeypatch):
     monkeypatch.setattr(study.plots, "png", lambda drawn, *_: seen.append(drawn) or b"")
     other = dataclasses.replace(CELL, ensemble="single", objective="cross_entropy")
     study.figure({CELL: CONTROL, other: BETTER})
-    (legend,) = [axes.get_legend() for axes in seen[0].axes if axes.get_legend()]
+    (legend,) = seen[0].legends
     assert {text.get_text() for text in legend.get_texts()} == {"two_views", "cross_entropy"}
 
 

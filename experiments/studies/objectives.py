@@ -482,7 +482,13 @@ def figure(measured: dict[Cell, Measured]) -> bytes:
         axes.grid(alpha=0.3)
     for axes in panels[len(groups) :]:
         axes.set_axis_off()
-    panels[0].legend(handles=list(named.values()), frameon=False, loc="upper left", fontsize=8)
+    drawn.legend(
+        handles=list(named.values()),
+        loc="outside upper center",
+        ncols=int(drawn.get_figwidth() // 3),  # inches that a name may take
+        fontsize=8,
+        frameon=False,
+    )
     title = "Votes for the true class, by training objective at equal cost"
     note = (
         "Lower is better. The axis is stretched as radii are: a step to the right is the same gain "
