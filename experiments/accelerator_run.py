@@ -113,12 +113,12 @@ def main() -> None:
 
 def steps(folder: Path, results: Path, platform: str) -> Iterator[Step]:
     """What is measured, most valuable first."""
-    for precision in PRECISIONS if platform != "cpu" else PRECISIONS[:1]:
-        where = (f"--precision={precision}", f"--output_dir={results / f'votes-{precision}'}")
-        yield Step(f"votes-{precision}", (*certification(folder), *where))
-        if precision == PRECISIONS[0]:
-            where = (f"--precision={precision}", f"--output_dir={results / AGAIN}")
-            yield Step(AGAIN, (*certification(folder), *where))
+    first, *others = PRECISIONS
+    named = [(f"votes-{first}", first), (AGAIN, first)]
+    named += [(f"votes-{precision}", precision) for precision in others if platform != "cpu"]
+    for name, precision in named:
+        where = (f"--precision={precision}", f"--output_dir={results / name}")
+        yield Step(name, (*certification(folder), *where))
     smoke = ("--smoke", "--datasets=tiny") if FLAGS.smoke else ("--datasets=CBF",)
     for what in ("certify", "train"):
         for model in MODELS[:1] if FLAGS.smoke else MODELS:

@@ -196,26 +196,31 @@ def hide(x: jax.Array, mask: jax.Array, hidden_as: str = "zero") -> jax.Array:
     return shown
 
 
+def blank(length: int, channels: int, hidden_as: str = "zero") -> jax.Array:
+    """A series of zeros as a network is shown it, (1, T, C) or (1, T, C + 1)."""
+    return hide(jnp.zeros((1, length, channels)), jnp.ones((1, length)), hidden_as)
+
+
 def check_hidden_as(hidden_as: str, ensemble: str) -> None:
     """Raises UserError for a hidden_as that there is not, or of an ensemble that hides nothing."""
-    if not isinstance(hidden_as, str) or hidden_as not in HIDDEN_AS:
-        raise UserError(f"unknown hidden_as {hidden_as!r}; choose from {', '.join(HIDDEN_AS)}")
-    if hidden_as != "zero" and ensemble not in ("mb", "mc"):
-        raise UserError(
-            f"hidden_as {hidden_as} is of the steps that the masks of mb and mc hide, not of "
-            f"{ensemble}: leave it out"
-        )
+    otherwise = f"is of the steps that the masks of mb and mc hide, not of {ensemble}"
+    _check_option("hidden_as", hidden_as, HIDDEN_AS, ensemble, otherwise)
 
 
 def check_design(design: str, ensemble: str) -> None:
     """Raises UserError for a design that there is not, or that the ensemble has no masks for."""
-    if not isinstance(design, str) or design not in DESIGNS:
-        raise UserError(f"unknown mask_design {design!r}; choose from {', '.join(DESIGNS)}")
-    if design != "independent" and ensemble not in ("mb", "mc"):
-        raise UserError(
-            f"mask_design {design} is of the masks of mb and mc; {ensemble} is certified without "
-            "any: leave it out"
-        )
+    otherwise = f"is of the masks of mb and mc; {ensemble} is certified without any"
+    _check_option("mask_design", design, DESIGNS, ensemble, otherwise)
+
+
+def _check_option(
+    name: str, value: str, known: tuple[str, ...], ensemble: str, otherwise: str
+) -> None:
+    """Raises UserError unless the value is known and, but for the first, of mb or mc."""
+    if not isinstance(value, str) or value not in known:
+        raise UserError(f"unknown {name} {value!r}; choose from {', '.join(known)}")
+    if value != known[0] and ensemble not in ("mb", "mc"):
+        raise UserError(f"{name} {value} {otherwise}: leave it out")
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))

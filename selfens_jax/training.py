@@ -338,8 +338,8 @@ def init_states(trainer: Trainer, x: np.ndarray) -> States:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _fresh_state(step: Step, shape: tuple[int, ...], key: jax.Array) -> TrainState:
-    variables = dict(_init(step.model, key, _blank(step.hidden_as, shape))[1])
+def _fresh_state(step: Step, shape: tuple[int, int], key: jax.Array) -> TrainState:
+    variables = dict(_init(step.model, key, masks.blank(*shape, step.hidden_as))[1])
     params, batch_stats = variables.pop("params", {}), variables.pop("batch_stats", {})
     if variables:
         raise UserError(
@@ -347,11 +347,6 @@ def _fresh_state(step: Step, shape: tuple[int, ...], key: jax.Array) -> TrainSta
             "params, and batch_stats at most"
         )
     return TrainState(jnp.int32(0), params, batch_stats, step.optimizer.init(params))
-
-
-def _blank(hidden_as: str, shape: tuple[int, ...]) -> jax.Array:
-    """A series of zeros, for a series of this shape (T, C), as a network is shown it."""
-    return masks.hide(jnp.zeros((1, *shape)), jnp.ones((1, shape[0])), hidden_as)
 
 
 def _init(model: nn.Module, key: jax.Array, x: jax.Array) -> tuple[Any, Any]:
@@ -663,9 +658,9 @@ def _num_classes(step: Step, x: np.ndarray, y: np.ndarray) -> int:
     Raises:
       UserError: if a label has no logit.
     """
-    answer = jax.eval_shape(
-        lambda: _init(step.model, jax.random.key(0), _blank(step.hidden_as, x.shape[1:]))[0]
-    )
+    _, length, channels = x.shape
+    one = masks.blank(length, channels, step.hidden_as)
+    answer = jax.eval_shape(lambda v: _init(step.model, jax.random.key(0), v)[0], one)
     shape = getattr(answer, "shape", None)
     least = max(2, int(np.max(y)) + 1)
     if shape is None or len(shape) != 2 or shape[1] < least:
@@ -727,10 +722,10 @@ def _averaged(state: TrainState, decay: float) -> TrainState:
 
 
 def _batch_norm_momentum(
-    trainer: Trainer, state: TrainState, shape: tuple[int, ...]
+    trainer: Trainer, state: TrainState, shape: tuple[int, int]
 ) -> tuple[float, ...]:
     """What each statistic keeps of its old value in a step, in the order of the tree's leaves."""
-    model, x = trainer.model, _blank(trainer.config.hidden_as, shape)
+    model, x = trainer.model, masks.blank(*shape, trainer.config.hidden_as)
     if type(model) in models.NAMES.values():
         return (BATCH_NORM_MOMENTUM,) * len(jax.tree.leaves(state.batch_stats))
 

@@ -241,7 +241,7 @@ def test_trainings_side_by_side_are_jobs_of_their_own(scripts, capfd):
 
 def test_on_a_cpu_trainings_are_one_after_another(scripts, monkeypatch):
     grid = dataclasses.replace(GRID, sigmas=(0.4, 0.8), ensembles=("single",))
-    todo = [job for job in plan.all_jobs({"table3": grid}, SETTINGS, "paper")]
+    todo = plan.all_jobs({"table3": grid}, SETTINGS, "paper")
     jobs.run_all(todo[:2], scripts, [], None)
     assert "--sigma=0.4" in jobs.read(scripts)[todo[0].id].command
     monkeypatch.setattr(jobs, "device_kind", lambda: ("gpu", "abacus"))

@@ -23,16 +23,14 @@ def text(plan: Sequence[Job], results_dir: Path) -> str:
     if not left:
         return lines[0]
     lines += ["", "| script | model | data set | jobs | PFLOP |", "|---|---|---|---|---|"]
-    kinds = {(job.script, job.flags["model"], job.flags["dataset"]): None for job in left}
-    total = 0.0
-    for kind in kinds:
-        of_kind = [
-            job for job in left if (job.script, job.flags["model"], job.flags["dataset"]) == kind
-        ]
-        work = sum(operations(job) for job in of_kind)
-        total += work
-        shown = f"{work / 1e15:.3g}" if kind[0] in COUNTED else ""
-        lines.append(f"| {' | '.join(kind)} | {len(of_kind)} | {shown} |")
+    work: dict[tuple[str, str, str], list[float]] = {}
+    for job in left:
+        kind = (job.script, job.flags["model"], job.flags["dataset"])
+        work.setdefault(kind, []).append(operations(job))
+    for kind, each in work.items():
+        shown = f"{sum(each) / 1e15:.3g}" if kind[0] in COUNTED else ""
+        lines.append(f"| {' | '.join(kind)} | {len(each)} | {shown} |")
+    total = sum(map(sum, work.values()))
     least = (
         f"{name} {total / (1e12 * target.peak['float32']) / 3600:.2g} h"
         for name, target in TARGETS.items()

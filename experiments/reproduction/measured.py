@@ -74,11 +74,9 @@ def certified(
     found = []
     for file in (results_dir / cell.run).glob("counts-*.npz"):
         counted = records.read_counts(file)
-        plain = not {"consensus", "mask_design", "series"} & counted.settings.keys()
-        plain &= counted.settings.get("precision", "float32") == "float32"
         chosen = evenly_spaced(settings.num_examples, counted.settings["data"]["num_test"])
         if (
-            plain
+            is_as_published(counted.settings)
             and np.array_equal(counted.indices, chosen)
             and not runs.differences(counted.settings, wanted)
         ):
@@ -175,6 +173,12 @@ def attack_success(
     return attack_rates(record)
 
 
+def is_as_published(settings: dict[str, Any]) -> bool:
+    """Whether a record is of the paper's classifier and series, in float32."""
+    others = {"consensus", "mask_design", "series"} & settings.keys()
+    return not others and settings.get("precision", "float32") == "float32"
+
+
 def latest(results_dir: Path, cell: Cell, pattern: str, wanted: dict[str, Any]) -> Path | None:
     """The newest record of a run that is the paper's and as wanted, or None.
 
@@ -185,7 +189,7 @@ def latest(results_dir: Path, cell: Cell, pattern: str, wanted: dict[str, Any]) 
     files = []
     for file in (results_dir / cell.run).glob(pattern):
         found = runs.read_json(file).get("settings", {})
-        if not {"mask_design", "precision"} & found.keys() and not runs.differences(found, wanted):
+        if is_as_published(found) and not runs.differences(found, wanted):
             files.append(file)
     return max(files, key=lambda file: (file.stat().st_mtime, file.name)) if files else None
 

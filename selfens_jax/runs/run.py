@@ -133,8 +133,8 @@ def load_networks(run: Path) -> tuple[nn.Module, Any, dict[str, Any]]:
     config = read_config(run)
     described = config["data"]
     model = models.create(config["model"], len(described["classes"]))
-    x = jnp.zeros((1, described["length"], described["num_channels"]))
-    x = masks.hide(x, jnp.ones((1, described["length"])), config.get("hidden_as", "zero"))
+    hidden_as = config.get("hidden_as", "zero")
+    x = masks.blank(described["length"], described["num_channels"], hidden_as)
     one = dict(jax.eval_shape(model.init, jax.random.key(0), x))
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((config["num_members"], *leaf.shape), leaf.dtype), one
