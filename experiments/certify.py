@@ -1,6 +1,7 @@
 """Certifies test series of a trained run (Algorithm 2): counts votes, turns them into radii.
 
     python experiments/certify.py --ensemble=mc
+    python experiments/certify.py --ensemble=mc --sigmas=0.4,0.8 --seeds=0,1
     python experiments/certify.py --from_counts=runs/.../counts-....npz --alpha=0.01
     python experiments/certify.py --ensemble=mc --target_radius=0.4
     python experiments/certify.py --run_dir=runs/... --series=new.npz --report
@@ -35,6 +36,7 @@ from selfens_jax.runs import records
 from selfens_jax.runs.records import Counts
 
 cli.define_run_flags()
+cli.define_several()
 for module in (trained, processes, decisions, double_masking):
     module.define_flags()
 for module in (cli, trained, processes, decisions, double_masking):
@@ -85,17 +87,37 @@ def main() -> None:
         folder = trained.output_folder(path.parent)
         return write(counted, folder, path.stem.removeprefix("counts-"))
     share = processes.start()
-    by_bursts = FLAGS["burst"].present
-    run, config = trained.find_run(noisy=not by_bursts)
+    found = trained.find_runs(noisy=not FLAGS["burst"].present)
+    for _, config in found:
+        check_draws(config)
+    for number, (run, config) in enumerate(found, start=1):
+        if len(found) > 1:
+            cli.say(f"[{number}/{len(found)}] {run}")
+        certify(run, config, share)
+    return None
+
+
+def check_draws(config: dict[str, Any]) -> None:
+    """Raises UserError, before anything is loaded, if they could certify nothing of such a run."""
+    if FLAGS["burst"].present:
+        double_masking.check_budget(config)
+    elif FLAGS.target_radius is not None:
+        decisions.check_budget(config)
+    elif FLAGS.alpha_total is None:
+        check_budget(FLAGS.num_draws, len(config["data"]["classes"]), FLAGS.alpha)
+
+
+def certify(run: Path, config: dict[str, Any], share: counting.Share) -> None:
+    """Certifies the series of the flags under one run; process 0 writes and prints."""
     folder = trained.output_folder(run)
-    if by_bursts:
+    if FLAGS["burst"].present:
         windows = double_masking.check_budget(config)
         job = make_job(run, config, blocks.default_batch_size())
         certified = double_masking.certify(job, windows, folder, share)
         if certified is not None:
             double_masking.write(*certified, folder, job.num_members)
             job.forget_seed()
-        return None
+        return
     if FLAGS.target_radius is not None:
         edges = decisions.check_budget(config)
         job = make_job(run, config, decisions.default_batch_size(config))
@@ -105,9 +127,7 @@ def main() -> None:
         if decided is not None:
             decisions.write(decided, folder, job.num_members)
             job.forget_seed()
-        return None
-    if FLAGS.alpha_total is None:  # before anything is loaded
-        check_budget(FLAGS.num_draws, len(config["data"]["classes"]), FLAGS.alpha)
+        return
     job = make_job(run, config, blocks.default_batch_size())
     counted = counting.count_examples(job, FLAGS.num_draws, folder, share, Progress(job))
     if counted is not None:
@@ -115,7 +135,6 @@ def main() -> None:
         drawn = "" if job.seed_file is None else f" --noise_seed={job.settings['noise_seed']}"
         write(counted, folder, counted.name, job.x[job.chosen], drawn)
         job.forget_seed()
-    return None
 
 
 def make_job(run: Path, config: dict[str, Any], batch_size: int) -> counting.Job:
@@ -205,6 +224,10 @@ def check_flags() -> None:
             raise UserError("--alpha_total sets alpha; leave out --alpha, or --alpha_total")
         if FLAGS.interval != "clopper_pearson":
             raise UserError(f"--interval={FLAGS.interval} proves no alpha; leave out --alpha_total")
+        if FLAGS["sigmas"].present or FLAGS["seeds"].present:
+            raise UserError(
+                "--alpha_total is shared by the series of one run; give one --sigma and one --seed"
+            )
     if FLAGS.num_draws < 1:
         raise UserError(f"--num_draws must be at least 1, not {FLAGS.num_draws}")
     if FLAGS.from_counts is not None:

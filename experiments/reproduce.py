@@ -44,8 +44,8 @@ flags.DEFINE_float("time_limit", None, "Minutes after which it stops; call it ag
 flags.DEFINE_integer(
     "side_by_side",
     None,
-    f"Trainings of one command, which differ in sigma and seed; {jobs.SIDE_BY_SIDE} on a GPU or "
-    "TPU if not given, and 1 on a CPU. Those of Table 1 have one each, as it is about their time.",
+    f"Runs of one train.py or certify.py, which differ in sigma and seed; {jobs.SIDE_BY_SIDE} on a "
+    "GPU or TPU if not given, and 1 on a CPU. Table 1's trainings have one each, for their time.",
 )
 flags.DEFINE_bool("dry_run", False, "Say what would be run and how much work it is, and stop.")
 cli.define_path("merge", None, "Another results directory, whose finished jobs to take over.")

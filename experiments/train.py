@@ -25,11 +25,8 @@ from selfens_jax.errors import UserError, check_resolution
 
 _DEFAULTS = training.TrainConfig()
 cli.define_run_flags()
+cli.define_several()
 flags.adopt_module_key_flags(cli)
-flags.DEFINE_list(
-    "sigmas", [], "Several, instead of --sigma: side by side, on an accelerator in one program."
-)
-flags.DEFINE_list("seeds", [], "Several, instead of --seed; with --sigmas, every pair.")
 flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Passes over the training series.")
 flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "The largest training batch.")
 flags.DEFINE_enum(
@@ -128,11 +125,7 @@ def is_trained(run: Path) -> bool:
 
 def check_flags() -> list[training.TrainConfig]:
     """What is to be trained: every sigma with every seed."""
-    sigmas = cli.numbers(FLAGS, "sigmas", float, 0) or (FLAGS.sigma,)
-    seeds = cli.numbers(FLAGS, "seeds", int, 0) or (FLAGS.seed,)
-    for one, several in (("sigma", "sigmas"), ("seed", "seeds")):
-        if FLAGS[one].present and FLAGS[several].present:
-            raise UserError(f"--{one} and --{several}: give one of them")
+    every = cli.every_run()
     if (FLAGS.burst is None) == (FLAGS.ensemble == "mw"):
         raise UserError(
             "--ensemble=mw hides windows, and --burst says how long the bursts are that they are "
@@ -161,8 +154,7 @@ def check_flags() -> list[training.TrainConfig]:
             hidden_as=FLAGS.hidden_as,
             **weights,
         )
-        for sigma in sigmas
-        for seed in seeds
+        for sigma, seed in every
     ]
     return list(dict.fromkeys(configs))
 

@@ -25,6 +25,16 @@ def on_cpu() -> bool:
     return kind() == "cpu"
 
 
+def in_bfloat16() -> bool:
+    """Whether tensors are to be of bfloat16 themselves: at that precision, on a GPU.
+
+    A GPU would else multiply in TensorFloat-32. A TPU rounds what it multiplies to bfloat16 as it
+    is; tensors of it would be slower there.
+    """
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+    return kind() == "gpu" and precision == "bfloat16"
+
+
 def reproducible(function: Callable[..., Any], static: tuple[str, ...] = ()) -> Callable[[], Any]:
     """The function compiled so that, on one kind of device, it gives the same bits every time.
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from selfens_jax import backend
+from selfens_jax import backend, ensembles
 from selfens_jax.classifiers import HostClassifier, as_classifier, check_classifier
 from selfens_jax.errors import (
     UserError,
@@ -347,7 +347,7 @@ def _on_device(
             out_specs=split,
             check_vma=False,
         )
-    return all_blocks(predict, noise, key, each, numbers)
+    return all_blocks(ensembles.rounded(predict), noise, key, each, numbers)
 
 
 on_device = backend.reproducible(_on_device, ("function", "num_classes", "mesh"))

@@ -156,6 +156,22 @@ def consensus(ensemble: SelfEnsemble | DeepEnsemble, first: int) -> Consensus:
     return Consensus(ensemble, first)
 
 
+def rounded(predict: Any) -> Any:
+    """The same classifier, whose networks have rounded their weights already, where they do.
+
+    Left to themselves they do it in every block of draws.
+    """
+    if isinstance(predict, Consensus):
+        return dataclasses.replace(predict, ensemble=rounded(predict.ensemble))
+    if isinstance(predict, Network | SelfEnsemble):
+        variables = models.rounded(predict.model, predict.variables)
+        return dataclasses.replace(predict, variables=variables)
+    if isinstance(predict, DeepEnsemble):
+        variables = models.rounded(predict.model, predict.stacked_variables)
+        return dataclasses.replace(predict, stacked_variables=variables)
+    return predict
+
+
 def mean_logits(predict: Predict, x: jax.Array | np.ndarray) -> jax.Array:
     """Logits (B, K) of `predict` for series x (B, T, C); ensembles average over their members.
 

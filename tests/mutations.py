@@ -63,7 +63,9 @@ METRICS = "selfens_jax/metrics.py"
 LOGS = "selfens_jax/runs/logs.py"
 RECORDS = "selfens_jax/runs/records.py"
 RUN = "selfens_jax/runs/run.py"
+BACKEND = "selfens_jax/backend.py"
 BLOCKS = "selfens_jax/blocks.py"
+MODELS = "selfens_jax/models/__init__.py"
 CERTIFICATION = "selfens_jax/certification.py"
 NOISE = "selfens_jax/noise.py"
 ENSEMBLES = "selfens_jax/ensembles.py"
@@ -616,6 +618,27 @@ MUTATIONS = (
         "blocks % devices * (per_call // devices) + blocks // devices",
         "blocks",
         ("test_backend.py::test_counts_are_those_of_a_cpu",),
+    ),
+    Mutation(
+        "tensors of bfloat16 on the other accelerator",
+        BACKEND,
+        'kind() == "gpu" and precision',
+        'kind() == "tpu" and precision',
+        ("test_backend.py::test_in_bfloat16_a_gpu_has_no_other_tensors_to_multiply",),
+    ),
+    Mutation(
+        "series are not rounded to bfloat16",
+        MODELS,
+        "x.astype(jnp.bfloat16), **evaluation",
+        "x, **evaluation",
+        ("test_backend.py::test_in_bfloat16_a_gpu_has_no_other_tensors_to_multiply",),
+    ),
+    Mutation(
+        "weights rounded in every block of draws",
+        BLOCKS,
+        "ensembles.rounded(predict), noise",
+        "predict, noise",
+        ("test_backend.py::test_weights_are_rounded_once_before_the_blocks",),
     ),
     Mutation(
         "even steps of the series where the next are due",
@@ -1348,6 +1371,27 @@ MUTATIONS = (
         "if all((sigma, seed) in pairs for sigma in sigmas)",
         "if any((sigma, seed) in pairs for sigma in sigmas)",
         ("test_reproduce.py::test_trainings_of_one_command_are_every_pair_of_sigmas_and_seeds",),
+    ),
+    Mutation(
+        "runs certified before they are trained",
+        "experiments/reproduction/jobs.py",
+        "other.id not in alone and is_ready(other)",
+        "other.id not in alone",
+        ("test_reproduce.py::test_trainings_side_by_side_are_jobs_of_their_own",),
+    ),
+    Mutation(
+        "several runs certified, each as the first",
+        TRAINED,
+        "[find_run(noisy, own) for own",
+        "[find_run(noisy, cli.every_run()[0]) for _",
+        ("test_scripts.py::test_several_runs_certified_at_once_are_each_what_they_are_alone",),
+    ),
+    Mutation(
+        "one family-wise error for each of several runs",
+        CERTIFY,
+        'if FLAGS["sigmas"].present or FLAGS["seeds"].present:',
+        'if FLAGS["sigmas"].present:',
+        ("test_scripts.py::test_several_runs_are_all_there_before_one_is_certified",),
     ),
     Mutation(
         "attacks judged at another precision than the certificates",

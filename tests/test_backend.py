@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from helpers import TinyNet, init, mesh_of
 
-from selfens_jax import backend, blocks, bursts, masks, models, smoothing
+from selfens_jax import backend, blocks, bursts, certification, masks, models, smoothing
+from selfens_jax.ensembles import Network
 from selfens_jax.errors import UserError
 from selfens_jax.models.convolution import convolve
 from selfens_jax.models.layers import max_pool_of_three
@@ -66,6 +67,110 @@ def test_networks_have_the_same_parameters_and_logits(kind, name, channels):
         jax.tree.map(np.testing.assert_array_equal, variables, init(model, x))
         found = jax.jit(lambda v: models.evaluate(model, v, x))(variables)
     np.testing.assert_allclose(found, logits, atol=2e-5 * np.abs(logits).max())
+
+
+BFLOAT16 = jax.default_matmul_precision("bfloat16")
+
+
+def equations(jaxpr):
+    """Of a program, and of those in it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            yield from equations(inner) if hasattr(inner, "eqns") else ()
+
+
+def products(jaxpr):
+    """The types of what is multiplied, for each product."""
+    names = ("dot_general", "conv_general_dilated")
+    found = (e for e in equations(jaxpr) if e.primitive.name in names)
+    return [{variable.aval.dtype.name for variable in e.invars} for e in found]
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_in_bfloat16_a_gpu_has_no_other_tensors_to_multiply(name):
+    """Left to itself, XLA would multiply tensors of float32 in TensorFloat-32 instead."""
+    model = models.create(name, 3)
+    series = jax.ShapeDtypeStruct((2, LENGTH, 2), jnp.float32)
+    variables = jax.eval_shape(lambda: model.init(KEY, jnp.zeros((1, LENGTH, 2))))
+    with backend.compiling_for("gpu"), BFLOAT16:
+        program = jax.make_jaxpr(lambda v, x: models.evaluate(model, v, x))(variables, series)
+    # An LSTM keeps its states in float32: what they and the last layer multiply.
+    of_states = [{"float32"}] * 2 if name == "lstm_fcn" else []
+    types = products(program.jaxpr)
+    assert [operands for operands in types if operands != {"bfloat16"}] == of_states
+    assert len(types) > 2
+    assert program.out_avals[0].dtype == jnp.float32
+
+
+def test_in_bfloat16_logits_are_those_of_rounded_weights_and_series(x):
+    model = models.create("lstm_fcn", 3)
+    variables = init(model, x)
+    weights = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), variables["params"])
+    by_hand = {**variables, "params": weights}
+    with backend.compiling_for("gpu"):
+        plain = models.evaluate(model, variables, x)
+        with BFLOAT16:
+            found = models.evaluate(model, variables, x)
+            expected = model.apply(by_hand, jnp.asarray(x, jnp.bfloat16), train=False)
+    np.testing.assert_array_equal(found, np.asarray(expected, np.float32))
+    scale = np.abs(plain).max()
+    assert 1e-4 * scale < np.abs(found - plain).max() < 3e-2 * scale
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("gpu", "float32"), ("gpu", "tensorfloat32"), ("tpu", "bfloat16"), ("cpu", "bfloat16")],
+)
+def test_elsewhere_tensors_stay_float32(kind, precision):
+    model = models.create("lstm_fcn", 3)
+    variables = init(model, np.zeros((1, LENGTH, 1), np.float32))
+    with backend.compiling_for(kind), jax.default_matmul_precision(precision):
+        assert models.rounded(model, variables) is variables
+        program = jax.make_jaxpr(lambda x: models.evaluate(model, variables, x))(
+            jnp.zeros((1, LENGTH, 1))
+        )
+    assert all(operands == {"float32"} for operands in products(program.jaxpr))
+
+
+def test_own_networks_round_as_they_are_written(x):
+    """What a network of another's makes of tensors of bfloat16 is not known."""
+    model, variables = TinyNet(3), init(TinyNet(3), x)
+    expected = models.evaluate(model, variables, x)
+    with backend.compiling_for("gpu"), BFLOAT16:
+        np.testing.assert_array_equal(models.evaluate(model, variables, x), expected)
+
+
+@pytest.mark.parametrize("kind", ["network", "masks", "members", "consensus", "another's"])
+def test_weights_are_rounded_once_before_the_blocks(x, kind):
+    model = models.create("lstm_fcn", 3)
+    variables = init(model, x)
+    masked = smoothing.self_ensemble(model, variables, masks.binomial(KEY, 3, LENGTH, 0.7))
+    predict = {
+        "network": Network(model, variables),
+        "masks": masked,
+        "members": smoothing.deep_ensemble(model, models.stack((variables, variables))),
+        "consensus": smoothing.consensus(masked, 2),
+        "another's": Network(TinyNet(3), init(TinyNet(3), x)),
+    }[kind]
+    with backend.compiling_for("gpu"):
+        program = blocks.prepare(predict, x, sigma=0.8, key=KEY, noise=NOISE)
+        blocks_of_draws = np.zeros((2, 5), np.uint32)
+        each = (jnp.asarray(x[:2]), jnp.arange(2, dtype=jnp.uint32), jnp.asarray(blocks_of_draws))
+        with BFLOAT16:
+            traced = jax.make_jaxpr(
+                lambda predict, noise: blocks._on_device(
+                    predict, noise, KEY, each, jnp.full(1, 2),
+                    function=certification.vote, num_classes=3, mesh=None,
+                )
+            )(predict, program.noise)  # fmt: skip
+    (loop,) = (e for e in traced.jaxpr.eqns if e.primitive.name == "while")
+    kernels = {v.aval.dtype.name for v in loop.invars if v.aval.ndim > 2 and v.aval.shape[0] < 9}
+    of_series = {"float32"}  # (2, T, 1)
+    assert kernels - of_series == (set() if kind == "another's" else {"bfloat16"})
+    types = products(traced.jaxpr)
+    assert ({"bfloat16"} in types) == (kind != "another's")
 
 
 @pytest.mark.parametrize("kind", ACCELERATORS)

@@ -142,9 +142,18 @@ def test_what_failed_before_is_tried_alone():
     lost = jobs.Outcome(second.id, "", second.run, "", "failed", "1", "", "", "", "diverged")
     assert jobs.together([first, second, third], {second.id: lost}, 5) == [first, third]
     assert jobs.together([second, third], {second.id: lost}, 5) == [second]
-    assert jobs.together([plan.certify(CELL, SETTINGS), first], {}, 5) == [
-        plan.certify(CELL, SETTINGS)
-    ]
+
+
+def test_runs_are_certified_by_one_command_if_nothing_else_tells_them_apart():
+    cells = [dataclasses.replace(CELL, sigma=sigma) for sigma in (0.1, 0.4)]
+    certified = [plan.certify(cell, SETTINGS, num_masks) for num_masks in (5, 3) for cell in cells]
+    attacks = [plan.attack(cell, SETTINGS) for cell in cells]
+    trained = [plan.train(cell, SETTINGS) for cell in cells]
+    assert jobs.together([*certified, *attacks, *trained], {}, 5) == certified[:2]
+    assert jobs.together(certified[2:], {}, 5) == certified[2:]
+    assert jobs.together(attacks, {}, 5) == attacks[:1]
+    words = jobs.command(certified[:2], pathlib.Path("results"), [])
+    assert {"--sigmas=0.1,0.4", "--seeds=0", "--num_masks=5", "--num_draws=100"} <= set(words)
 
 
 # Running, with stand-in scripts
@@ -227,12 +236,13 @@ def test_trainings_side_by_side_are_jobs_of_their_own(scripts, capfd):
     alone = todo[2].id
     jobs.run_all(todo, scripts, [], None, side_by_side=5, alone=[alone])
     outcomes = jobs.read(scripts)
-    assert list(outcomes) == [todo[place].id for place in (0, 4, 1, 2, 3, 5)]
+    # Trainings beside each other; what they are needed for, beside each other too.
+    assert list(outcomes) == [todo[place].id for place in (0, 4, 1, 5, 2, 3)]
     assert {outcome.status for outcome in outcomes.values()} == {"done"}
-    first, beside, *_ = outcomes.values()
-    assert first.command == beside.command
-    assert "--sigmas=0.4,0.2 --seeds=0" in first.command
-    assert first.seconds == beside.seconds
+    for first, beside in (list(outcomes.values())[:2], list(outcomes.values())[2:4]):
+        assert first.command == beside.command
+        assert "--sigmas=0.4,0.2 --seeds=0" in first.command
+        assert first.seconds == beside.seconds
     assert "--sigma=0.8 --seed=0" in outcomes[alone].command
     for cell in grid.cells():
         assert (scripts / cell.run / "calls").read_text() == "xx"  # train and certify, once each

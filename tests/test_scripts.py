@@ -305,6 +305,7 @@ def test_killed_certification_goes_on_to_the_same_files(trained):
         (["--from_counts=odd.npz"], "odd.npz is damaged"),
         (["--from_counts=odd.npz", "--num_draws=40"], "leave out --num_draws"),
         (["--from_counts=odd.npz", "--sigma=0.5"], "leave out --sigma"),
+        (["--from_counts=odd.npz", "--seeds=0,1"], "leave out --seeds"),
         (["--from_counts=odd.npz", "--num_processes=2"], "leave out --num_processes"),
         (["--from_counts=odd.npz", "--target_radius=0.2"], "leave out --"),
         (["--output_dir=own.npz"], "--output_dir=own.npz is not a folder"),
@@ -528,6 +529,47 @@ def test_several_sigmas_and_seeds_are_trained_side_by_side(tmp_path, trained):
     assert third.stderr.count("has already been trained") == 2
     assert third.stdout.count("seed=2") == len(third.stdout.splitlines()) == 2
     call(tmp_path, "certify", "--dataset=own.npz", *CERTIFY, "--seed=2")
+
+
+def test_several_runs_certified_at_once_are_each_what_they_are_alone(tmp_path):
+    make_npz(tmp_path / "own.npz")
+    several = ("--dataset=own.npz", "--model=lstm_fcn", "--sigmas=8,4", "--seeds=1,0")
+    call(tmp_path, "train", *several, "--epochs=1")
+    draws = ("--num_draws=120", "--num_masks=3")
+    done = call(tmp_path, "certify", *several, *draws)
+    summaries = re.findall(r"^\S.*\n(?:  .*\n)*", done.stdout, re.MULTILINE)
+    folders = [tmp_path / RUN.parents[1] / f"sigma={s}/seed={z}" for s in (8, 4) for z in (1, 0)]
+    named = re.findall(r"\[(\d)/4\] (.*)", done.stderr)
+    assert named == [(str(place), str(folder)) for place, folder in enumerate(folders, start=1)]
+    votes = set()
+    for folder, summary in zip(folders, summaries, strict=True):
+        own = (f"--run_dir={folder}", f"--output_dir={folder / 'alone'}")
+        alone = call(tmp_path, "certify", several[0], *own, *draws)
+        assert alone.stdout == summary.replace(str(folder), str(folder / "alone"))
+        (counts,) = folder.glob("counts-*.npz")
+        with np.load(counts) as one, np.load(folder / "alone" / counts.name) as other:
+            np.testing.assert_array_equal(one["counts"], other["counts"])
+            votes.add(one["counts"].tobytes())
+    assert len(votes) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--sigmas=0.5,0.75",), "sigma=0.75/seed=0 does not exist"),
+        (("--sigmas=0.5,0.75",), "--sigma=0.75"),  # in the command that trains it
+        (
+            ("--seeds=0,3", "--sigma=0.5"),
+            "train.py --dataset=own.npz --sigma=0.5 --model=lstm_fcn --seed=3",
+        ),
+        (("--sigmas=0.5,0",), "--sigma=0: without noise there is no radius"),
+        (("--sigmas=0.5,0.25", "--sigma=0.5"), "--sigma and --sigmas: give one of them"),
+        (("--seeds=0,1", f"--run_dir={RUN}"), "--run_dir is one run; leave out --seeds"),
+        (("--seeds=0,1", "--sigma=0.5", "--alpha_total=0.1"), "give one --sigma and one --seed"),
+    ],
+)
+def test_several_runs_are_all_there_before_one_is_certified(trained, flags, says):
+    assert_refused(trained, says, "certify", CERTIFY[0], *CERTIFY[2:], *flags)
 
 
 def test_one_run_trained_otherwise_refuses_all_before_anything_is_written(trained):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import functools
 import io
+import itertools
 import logging as python_logging
 import os
 import re
@@ -116,6 +117,27 @@ class _PathParser(flags.ArgumentParser):
 
     def flag_type(self) -> str:
         return "path"
+
+
+def define_several() -> None:
+    """Flags that name several runs at once, read by `every_run`."""
+    flags.DEFINE_list("sigmas", [], "Several, instead of --sigma.")
+    flags.DEFINE_list("seeds", [], "Several, instead of --seed; with --sigmas, every pair.")
+
+
+def every_run() -> list[tuple[float, int]]:
+    """Every sigma with every seed that the flags name.
+
+    Raises:
+      UserError: if --sigma and --sigmas, or --seed and --seeds, are both given, or are no numbers.
+    """
+    asked = flags.FLAGS
+    sigmas = numbers(asked, "sigmas", float, 0) or (asked.sigma,)
+    seeds = numbers(asked, "seeds", int, 0) or (asked.seed,)
+    for one in ("sigma", "seed"):
+        if asked[one].present and asked[f"{one}s"].present:
+            raise UserError(f"--{one} and --{one}s: give one of them")
+    return list(itertools.product(sigmas, seeds))
 
 
 def numbers(

@@ -72,24 +72,27 @@ class _SeedParser(flags.ArgumentParser[int | str]):
         return "seed"
 
 
-def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
+def find_run(
+    noisy: bool = False, own: tuple[float, int] | None = None
+) -> tuple[Path, dict[str, Any]]:
     """The run directory that the flags name and its configuration, which must agree with them.
+
+    Args:
+      noisy: whether it must have been trained under noise.
+      own: sigma and seed of one of several runs; those of the flags if None.
 
     Raises:
       UserError: if there is none, if it is unfinished, if a flag contradicts it, or if it must be
         `noisy` and was trained with sigma 0.
     """
-    asked = {name: FLAGS[name].value for name in _COMPARED}
-    if noisy and not 0 < FLAGS.sigma < math.inf:
-        raise UserError(
-            f"--sigma={FLAGS.sigma:g}: without noise there is no radius; above 0 needed"
-        )
+    sigma, seed = own or (FLAGS.sigma, FLAGS.seed)
+    asked = {name: FLAGS[name].value for name in _COMPARED} | {"sigma": sigma, "seed": seed}
+    if noisy and not 0 < sigma < math.inf:
+        raise UserError(f"--sigma={sigma:g}: without noise there is no radius; above 0 needed")
     if FLAGS.run_dir is None:
         masks.check_hidden_as(FLAGS.hidden_as, FLAGS.ensemble)
         name = data.name_of(FLAGS.dataset)
-        run = runs.directory(
-            FLAGS.runs_dir, name, FLAGS.model, FLAGS.ensemble, FLAGS.sigma, FLAGS.seed
-        )
+        run = runs.directory(FLAGS.runs_dir, name, FLAGS.model, FLAGS.ensemble, sigma, seed)
     else:
         run = Path(FLAGS.run_dir).absolute()
         asked = {name: value for name, value in asked.items() if FLAGS[name].present}
@@ -100,7 +103,7 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
         cli.HELD.enter_context(locks.held(lock_of(run), f"the training of {run}", shared=True))
     if not file.exists() or not runs.is_finished(run):
         state = "is unfinished" if file.exists() else "does not exist"
-        remedy = f"this trains it: {train_command()}"
+        remedy = f"this trains it: {train_command(sigma, seed)}"
         if FLAGS.run_dir is not None:
             remedy = "--run_dir is the folder of one run, which holds its config.json"
         raise UserError(f"the run {run} {state}; {remedy}")
@@ -113,16 +116,29 @@ def find_run(noisy: bool = False) -> tuple[Path, dict[str, Any]]:
     return run, config
 
 
+def find_runs(noisy: bool = False) -> list[tuple[Path, dict[str, Any]]]:
+    """As `find_run`, for every sigma with every seed, if the flags name several.
+
+    Raises:
+      UserError: also if --run_dir names one run and they name several.
+    """
+    several = [name for name in ("sigmas", "seeds") if FLAGS[name].present]
+    if several and FLAGS.run_dir is not None:
+        raise UserError(f"--run_dir is one run; leave out --{several[0]}")
+    return [find_run(noisy, own) for own in cli.every_run()]
+
+
 def lock_of(run: Path) -> Path:
     """The lock that a training of the run holds; beside the run, which it may delete."""
     return run.with_name(f".{run.name}.lock")
 
 
-def train_command() -> str:
+def train_command(sigma: float, seed: int) -> str:
     others = ("data_dir", *cli.PREPARING, "model", "ensemble", "keep", "objective", "average")
     others += ("hidden_as", "seed", "runs_dir")
-    names = ["dataset", "sigma", *(n for n in others if FLAGS[n].value != FLAGS[n].default)]
-    words = [f"--{n}={FLAGS[n].value}" for n in names]
+    values = {name: FLAGS[name].value for name in ("dataset", *others)} | {"seed": seed}
+    words = [f"--dataset={values['dataset']}", f"--sigma={sigma}"]
+    words += [f"--{name}={values[name]}" for name in others if values[name] != FLAGS[name].default]
     if FLAGS.ensemble == "mw":
         asked = (FLAGS["burst"].value or []) if "burst" in FLAGS else []  # by certify.py
         lengths = [int(text) for text in asked if text.isdigit()]

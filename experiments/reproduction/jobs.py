@@ -1,6 +1,7 @@
 """Jobs: command lines of the other scripts, run one after another, that survive being killed.
 
 Trainings that differ in sigma and seed alone can share a command, which trains them side by side.
+So can certifications, which then share a compiled program.
 
 How each job ended is a line of <results_dir>/jobs.csv, which is rewritten whole after every job.
 What a job makes, and how it goes on after a kill, is its script's business.
@@ -31,7 +32,8 @@ from selfens_jax.errors import UserError
 CHECKOUT = Path(__file__).parents[2]
 DONE, FAILED, INTERRUPTED = "done", "failed", "interrupted"
 SIDE_BY_SIDE = 5  # the paper's sigmas
-SHARED = ("sigma", "seed")  # what trainings of one command may differ in
+GROUPED = ("train", "certify")  # scripts that take several runs
+SHARED = ("sigma", "seed")  # what the runs of one command may differ in
 GRACE = 60.0  # seconds that an interrupted script has to write down what it did
 
 
@@ -139,10 +141,10 @@ def command(group: Sequence[Job], results_dir: Path, common: Sequence[str]) -> l
 
 
 def together(todo: Sequence[Job], outcomes: Outcomes, most: int) -> list[Job]:
-    """The first job and, if it is a training, others for the same command: at most so many.
+    """The first job and, if its script takes several runs, others for the same command.
 
-    They are every pair of some sigmas and some seeds. What failed before is tried alone, so that
-    one training that diverges stops no other.
+    They are every pair of some sigmas and some seeds, at most so many, of what can be run now. What
+    failed before is tried alone, so that one training that diverges stops no other.
     """
 
     def kind(job: Job) -> tuple[str, str, dict[str, str]]:
@@ -153,7 +155,7 @@ def together(todo: Sequence[Job], outcomes: Outcomes, most: int) -> list[Job]:
         return job.id in outcomes and outcomes[job.id].status == FAILED
 
     first = todo[0]
-    if first.script != "train" or failed(first):
+    if first.script not in GROUPED or failed(first):
         return [first]
     alike = [job for job in todo if kind(job) == kind(first) and not failed(job)]
     pairs = {(job.flags["sigma"], job.flags["seed"]): job for job in alike}
@@ -190,8 +192,8 @@ def run_all(
     Args:
       common: flags that every script is given.
       time_limit: seconds after which the running job is interrupted and no other is started.
-      side_by_side: the most trainings of one command; if None, SIDE_BY_SIDE on a GPU or TPU, where
-        they share a program, and else 1.
+      side_by_side: the most runs of one command; if None, SIDE_BY_SIDE on a GPU or TPU, where they
+        share a program, and else 1.
       alone: the ids of those that have a command of their own.
 
     Raises:
@@ -206,15 +208,20 @@ def run_all(
     platform_name, device = device_kind() if todo else ("", "")
     if side_by_side is None:
         side_by_side = SIDE_BY_SIDE if platform_name in ("gpu", "tpu") else 1
+
+    def is_ready(job: Job) -> bool:
+        return not job.needs or is_done(job.needs, outcomes, results_dir)
+
     left = todo
     while left:
         job, *others = left
-        if job.needs and not is_done(job.needs, outcomes, results_dir):
+        if not is_ready(job):
             left = others
             continue
         group = [job]
         if job.id not in alone:
-            group = together([j for j in left if j.id not in alone], outcomes, side_by_side)
+            ready = [other for other in left if other.id not in alone and is_ready(other)]
+            group = together(ready, outcomes, side_by_side)
         remaining = None if deadline is None else deadline - time.monotonic()
         if remaining is not None and remaining <= 0:
             cli.say("the time limit is reached; the same command goes on from here")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from selfens_jax import backend
 from selfens_jax.errors import UserError
 from selfens_jax.models.inception_time import InceptionTime
 from selfens_jax.models.lstm_fcn import LSTMFCN
@@ -34,10 +35,26 @@ def evaluate(model: nn.Module, variables: Any, x: jax.Array) -> Any:
     """What a Linen network answers in evaluation, for series x (B, T, C).
 
     A network whose `__call__` has an argument `train` is called with `train=False`; one without is
-    called with the series alone.
+    called with the series alone. Where `backend.in_bfloat16`, the paper's networks have weights and
+    activations of it. Sums, the statistics of BatchNorm and the states of an LSTM stay float32.
     """
     evaluation: dict[str, Any] = {"train": False} if takes_train(model) else {}
-    return model.apply(variables, x, **evaluation)
+    if not _in_bfloat16(model):
+        return model.apply(variables, x, **evaluation)
+    logits: Any = model.apply(rounded(model, variables), x.astype(jnp.bfloat16), **evaluation)
+    return logits.astype(jnp.float32)
+
+
+def rounded(model: nn.Module, variables: Any) -> Any:
+    """The variables as `evaluate` uses them: with weights of bfloat16, where it has those."""
+    if not _in_bfloat16(model):
+        return variables
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), variables["params"])
+    return {**variables, "params": params}
+
+
+def _in_bfloat16(model: nn.Module) -> bool:
+    return type(model) in NAMES.values() and backend.in_bfloat16()
 
 
 def takes_train(model: nn.Module) -> bool:
