@@ -134,7 +134,7 @@ def steps(folder: Path, results: Path, platform: str) -> Iterator[Step]:
         yield Step(
             "compiled",
             (script("compile_report"), "--target=h100", f"--models={','.join(MODELS)}",
-             "--precision=float32,tensorfloat32", f"--output={results / 'compiled.csv'}"),
+             f"--precision={','.join(PRECISIONS)}", f"--output={results / 'compiled.csv'}"),
         )  # fmt: skip
 
 

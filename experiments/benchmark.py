@@ -31,6 +31,7 @@ from common import cli
 from comparison import tables
 from comparison.contenders import (
     CERTIFIERS,
+    COARSER,
     DATASETS,
     MANY,
     MEMBERS,
@@ -49,6 +50,7 @@ from comparison.contenders import (
     torch_with,
     tune_certification,
     tune_training,
+    untuned,
 )
 from comparison.tables import Row
 
@@ -183,7 +185,8 @@ def check_run() -> None:
 
 def torch_options() -> tuple[str, ...]:
     """What is tried to make PyTorch faster, in this order."""
-    return ("channels_last", *(["compiled"] if FLAGS.torch_compile else []), "bfloat16")
+    coarser = ("bfloat16",) if device() == "cpu" else torch_baseline.COARSER
+    return ("channels_last", *(["compiled"] if FLAGS.torch_compile else []), *coarser)
 
 
 # Timing
@@ -273,13 +276,8 @@ def certify(model: str, dataset: str, clock: Clock) -> list[Row]:
     arguments: dict[str, tuple[Any, ...]] = {}
     compile_seconds: dict[str, float] = {}
     notes = dict.fromkeys(CERTIFIERS, "")
-    for name in CERTIFIERS:
-        if (
-            name == "jax"
-            or (name == "jax consensus" and case.run)
-            or (torch is not None and name == "torch published")
-        ):
-            contenders[name], arguments[name] = CERTIFIERS[name](case), ()
+    for name in untuned(case):
+        contenders[name], arguments[name] = CERTIFIERS[name](case), ()
     if torch is not None:
         tuned, trials = tune_certification(case, torch_options())
         for name, (setup, forward, first) in tuned.items():
@@ -288,8 +286,9 @@ def certify(model: str, dataset: str, clock: Clock) -> list[Row]:
             if setup.compiled:
                 compile_seconds[name] = first
         notes["torch best float32"] += f" (tried: {trials})"
-        if "torch best" not in tuned:
-            notes["torch best float32"] += "; bfloat16 was not faster"
+        for precision in COARSER:
+            if precision in torch_options() and f"torch best {precision}" not in tuned:
+                notes["torch best float32"] += f"; {precision} was not faster"
 
     x = case.series()
     first_call = {name: timed(lambda run=run: run(x[:1])) for name, run in contenders.items()}
@@ -360,26 +359,31 @@ def train(model: str, dataset: str, clock: Clock) -> list[Row]:
         "jax": jax_training(case, x, y, "mc", 1, epochs, turns),
         "jax, no masks": jax_training(case, x, y, "single", 1, epochs, turns),
     }
+    for precision in () if backend.on_cpu() else COARSER:
+        sizes = (1, epochs, turns)
+        contenders[f"jax, {precision}"] = jax_training(case, x, y, "mc", *sizes, precision)
     for members in (MEMBERS,) if backend.on_cpu() else (MEMBERS, MANY):
         contenders[f"jax, {members} members"] = jax_training(
             case, x, y, "de", members, epochs, turns
         )
-    notes = {}
+    notes: dict[str, str] = {}
     if torch is not None:
         rows = [range(s, s + batch_size) for s in range(0, len(x) - batch_size + 1, batch_size)]
         batches = [(x[list(r)].swapaxes(1, 2).copy(), y[list(r)]) for r in rows]
         tensors = [tuple(torch.tensor(a, device=device()) for a in batch) for batch in batches]
         weights = training.class_weights(y, shape.num_classes)
-        setup, trials = tune_training(case, tensors, weights, torch_options())
+        tuned, trials = tune_training(case, tensors, weights, torch_options())
         plain = torch_baseline.Setup()
         contenders["torch"] = torch_training(case, tensors, weights, plain, 1, steps)
-        if setup != plain:
-            contenders["torch best"] = torch_training(case, tensors, weights, setup, 1, steps)
+        for precision, setup in tuned.items():
+            if setup != plain:
+                name = f"torch best {precision}"
+                contenders[name] = torch_training(case, tensors, weights, setup, 1, steps)
+                notes[name] = setup.options
         contenders[f"torch, {MEMBERS} members"] = torch_training(
             case, tensors, weights, plain, MEMBERS, steps
         )
         notes["torch"] = f"tried: {trials}"
-        notes["torch best"] = setup.options
 
     first_call = {name: timed(run) for name, run in contenders.items()}
     seconds = alternate(contenders, FLAGS.repeats, clock)
@@ -454,7 +458,7 @@ def processor() -> dict[str, str]:
 def torch_facts() -> str:
     where = f"{device()}, {torch.get_num_threads()} threads"
     if device() == "cuda":
-        where += f", {torch.cuda.get_device_name()}, TF32 as PyTorch's defaults have it"
+        where += f", {torch.cuda.get_device_name()}; as published with PyTorch's default products"
     return f"{torch.__version__} ({where})"
 
 

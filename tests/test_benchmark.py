@@ -11,7 +11,7 @@ from comparison import contenders
 from comparison import tables as benchmark_tables
 from comparison.tables import Row
 
-from selfens_jax import models
+from selfens_jax import backend, models
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,6 +31,24 @@ def test_flops_are_those_of_the_papers():
         contenders.forward_flop(contenders.Case(name, "CBF", 1, 1, 1)) for name in models.NAMES
     ]
     assert flops == pytest.approx([107e6, 67.5e6, 661e6], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("cpu", ["jax"]), ("gpu", ["jax", "jax tensorfloat32", "jax bfloat16"])]
+)
+def test_an_accelerator_is_measured_at_every_precision(kind, names, monkeypatch):
+    """So that PyTorch's TensorFloat-32 and bfloat16 have something to be compared with."""
+    monkeypatch.setattr(contenders, "torch", None)
+    case = contenders.Case("lstm_fcn", "tiny", 20, 2, 1)
+    with backend.compiling_for(kind):
+        assert contenders.untuned(case) == names
+        asked = []
+        monkeypatch.setattr(
+            contenders.smoothing, "count_votes", lambda *_, precision, **__: asked.append(precision)
+        )
+        for name in names:
+            contenders.CERTIFIERS[name](case)(case.series())
+    assert asked == ["float32", "tensorfloat32", "bfloat16"][: len(names)]
 
 
 def test_how_far_times_are_from_a_line():

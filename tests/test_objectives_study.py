@@ -132,6 +132,26 @@ def test_the_table_and_the_figure_show_every_objective():
     assert study.figure(found).startswith(b"\x89PNG")
 
 
+def test_radii_in_the_units_of_the_series_are_compared_over_sigmas():
+    """CONTROL has radii of 1.6 and 0.3 sigmas; the best of a data set is marked."""
+    wide, elsewhere = dataclasses.replace(CELL, sigma=1.6), dataclasses.replace(CELL, dataset="Own")
+    seeds = [dataclasses.replace(CELL, seed=seed) for seed in (0, 1)]
+    found = {wide: CONTROL, elsewhere: CONTROL, seeds[0]: CONTROL, seeds[1]: BETTER}
+    assert list(study.table_at(found, [])) == []
+    rows = [line.split("|")[1:-1] for line in list(study.table_at(found, [0.4, 2.0]))[3:6]]
+    assert [[cell.strip() for cell in row] for row in rows] == [
+        ["CBF", "lstm_fcn", "mc", "0.8", "two_views", "2", "**75.0**", "**50.0**", "0.0"],
+        ["CBF", "lstm_fcn", "mc", "1.6", "two_views", "1", "**75.0**", "**50.0**", "**25.0**"],
+        ["Own", "lstm_fcn", "mc", "0.8", "two_views", "1", "**75.0**", "**25.0**", "**0.0**"],
+    ]
+
+
+@pytest.mark.parametrize("radii", [["0.1", "x"], ["0"], ["-1"], ["inf"]])
+def test_what_is_no_radius_is_refused(radii):
+    with pytest.raises(UserError, match="--radii must be numbers above 0"):
+        study.radii_of(radii)
+
+
 def test_one_ensemble_can_be_the_control_of_all():
     names = ["cross_entropy", "cross_entropy+keep=0.5"]
     found = asked(ensembles=["mb", "mc"], objectives=names, control="single/cross_entropy")

@@ -586,6 +586,7 @@ def test_table4_reads_the_rates_of_an_attack(tmp_path):
         ("draws", {"num_draws": 7}),
         ("rounded", {"precision": "bfloat16"}),
         ("masks", {"mask_design": "balanced"}),
+        ("hidden", {"hidden_as": "last"}),
     ):
         write(cell, name, nothing, **change)
     grid = dataclasses.replace(GRID, datasets=("CricketX",))

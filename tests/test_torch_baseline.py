@@ -3,6 +3,7 @@
 These tests skip without PyTorch and say so.
 """
 
+import dataclasses
 import importlib
 
 import jax
@@ -199,8 +200,31 @@ def test_a_training_step_agrees_with_optax(torch, baseline):
     assert abs(before - after) > 0.1 * before
 
 
+@pytest.mark.parametrize("rounded", [False, True])
+def test_a_gpu_multiplies_as_the_setup_says(torch, baseline, rounded):
+    """PyTorch's default is TensorFloat-32 for convolutions: not what JAX's float32 is against."""
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    seen = []
+
+    class Net(torch.nn.Linear):
+        def forward(self, x):
+            seen.append([flag.allow_tf32 for flag in flags])
+            return super().forward(x[:, 0])
+
+    def now():
+        return [flag.allow_tf32 for flag in flags]
+
+    before, setup = now(), baseline.Setup(tensorfloat32=rounded)
+    x, ones = torch.ones(2, 1, 8), torch.ones(1, 8)
+    baseline.prepare(Net(8, 3), setup)(x)
+    trainer = baseline.Trainer(Net(8, 3), setup, 0.1, ones, torch.ones(3))
+    trainer.step(x, torch.zeros(2, dtype=torch.int64))
+    assert seen == [[rounded, rounded]] * 2
+    assert now() == before == [True, False]
+
+
 def test_tuning_keeps_what_helps_and_survives_what_fails(baseline):
-    seconds = {"channels_last": 0.5, "bfloat16": 0.8}
+    seconds = {"channels_last": 0.5, "bfloat16": 0.8, "tensorfloat32": 1.2}
 
     def seconds_per_draw(setup):
         if setup.compiled:
@@ -208,7 +232,13 @@ def test_tuning_keeps_what_helps_and_survives_what_fails(baseline):
         factors = [factor for name, factor in seconds.items() if getattr(setup, name)]
         return float(np.prod(factors)) / setup.draws_per_batch
 
-    best_float32, best, trials = baseline.tune(seconds_per_draw, (20, 50))
-    assert best_float32 == baseline.Setup(50, channels_last=True)
-    assert best == baseline.Setup(50, channels_last=True, bfloat16=True)
+    options = ("channels_last", "compiled", "tensorfloat32", "bfloat16")
+    found, trials = baseline.tune(seconds_per_draw, (20, 50), options)
+    best = baseline.Setup(50, channels_last=True)  # tensorfloat32 makes it slower
+    assert found == {"float32": best, "bfloat16": dataclasses.replace(best, bfloat16=True)}
+    seconds["tensorfloat32"] = 0.9
+    found, _ = baseline.tune(seconds_per_draw, (20, 50), options)
+    assert list(found) == ["float32", "tensorfloat32", "bfloat16"]
+    assert found["tensorfloat32"] == dataclasses.replace(best, tensorfloat32=True)
+    assert found["bfloat16"] == dataclasses.replace(best, bfloat16=True)
     assert [result for _, result in trials if isinstance(result, str)] == ["no compiler"]

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import flop
 
-from selfens_jax import counting, data, masks, models, runs, smoothing, training
+from selfens_jax import backend, blocks, counting, data, masks, models, runs, smoothing, training
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +55,7 @@ DATASETS = {
     "tiny": Shape(16, 2, 6),  # no data set: for trying the benchmark out
 }
 SIGMA, KEEP, MEMBERS = 0.8, 0.9, 5
+COARSER = blocks.PRECISIONS[1:]  # on an accelerator
 MANY = 25  # networks that are trained side by side
 
 
@@ -120,9 +121,9 @@ def fresh_variables(net: Any, length: int) -> dict[str, Any]:
 Run = Callable[[np.ndarray], np.ndarray]  # series (N, T, 1) -> counts (N, K)
 
 
-def jax_certifier(case: Case) -> Run:
+def jax_certifier(case: Case, precision: str = "float32") -> Run:
     predict = jax_ensemble(case)
-    return lambda x: smoothing.count_votes(predict, x, **noise(case))
+    return lambda x: smoothing.count_votes(predict, x, precision=precision, **noise(case))
 
 
 def jax_consensus(case: Case) -> Run:
@@ -179,11 +180,18 @@ def on_each(x: np.ndarray, count: Callable[..., Any]) -> np.ndarray:
 # takes its setup as a second argument.
 CERTIFIERS: dict[str, Callable[..., Run]] = {
     "jax": jax_certifier,
+    **{f"jax {p}": functools.partial(jax_certifier, precision=p) for p in COARSER},
     "jax consensus": jax_consensus,
     "torch published": torch_published,
-    "torch best float32": torch_best,
-    "torch best": torch_best,
+    **{f"torch best {p}": torch_best for p in blocks.PRECISIONS},
 }
+
+
+def untuned(case: Case) -> list[str]:
+    """The certifiers that are measured as they are, JAX's in float32 first."""
+    names = ["jax", *(() if backend.on_cpu() else (f"jax {p}" for p in COARSER))]
+    names += ["jax consensus"] if case.run else []
+    return names if torch is None else [*names, "torch published"]
 
 
 def device() -> str:
@@ -196,7 +204,10 @@ def device() -> str:
 def tune_certification(
     case: Case, options: tuple[str, ...]
 ) -> tuple[dict[str, tuple[Any, Callable[..., Any], float]], str]:
-    """PyTorch's best setups: name -> (setup, network, seconds of its first call); all trials."""
+    """PyTorch's best setups: name -> (setup, network, seconds of its first call); all trials.
+
+    Those of coarser precisions only where they are faster than float32's.
+    """
     torch.compiler.reset()
     net, masks_ = case.torch_net(), torch.tensor(case.masks(), device=device())
     series = torch.tensor(case.series()[0].T.copy(), device=device())
@@ -222,10 +233,8 @@ def tune_certification(
 
     sizes = (20, 50, 100, 200) if device() == "cpu" else (100, 250, 500, 1000)
     sizes = tuple(size for size in sizes if size <= case.num_draws) or (case.num_draws,)
-    best_float32, best, trials = torch_baseline.tune(seconds_per_draw, sizes, options)
-    tuned = {"torch best float32": kept[best_float32]}
-    if best != best_float32:
-        tuned["torch best"] = kept[best]
+    found, trials = torch_baseline.tune(seconds_per_draw, sizes, options)
+    tuned = {f"torch best {precision}": kept[setup] for precision, setup in found.items()}
     return tuned, "; ".join(f"{setup}: {outcome(result, 'draw')}" for setup, result in trials)
 
 
@@ -239,10 +248,18 @@ def outcome(result: float | str, per: str) -> str:
 
 
 def jax_training(
-    case: Case, x: np.ndarray, y: np.ndarray, ensemble: str, members: int, epochs: int, turns: int
+    case: Case,
+    x: np.ndarray,
+    y: np.ndarray,
+    ensemble: str,
+    members: int,
+    epochs: int,
+    turns: int,
+    precision: str = "float32",
 ) -> Callable[[], Any]:
     config = training.TrainConfig(
         ensemble=ensemble,
+        precision=precision,
         sigma=SIGMA,
         keep=KEEP,
         num_members=members,
@@ -281,7 +298,8 @@ def torch_trainer(case: Case, weights: np.ndarray, setup: Any) -> Any:
 
 def tune_training(
     case: Case, batches: list[Any], weights: np.ndarray, options: tuple[str, ...]
-) -> tuple[Any, str]:
+) -> tuple[dict[str, Any], str]:
+    """PyTorch's best setup for each precision, as in `tune_certification`; all trials."""
     torch.compiler.reset()
 
     def seconds_per_step(setup: Any) -> float:
@@ -295,8 +313,8 @@ def tune_training(
         return min(timed(step) for _ in range(3))
 
     start = (torch_baseline.Setup().draws_per_batch,)  # means nothing in training
-    _, best, trials = torch_baseline.tune(seconds_per_step, start, options)
-    return best, "; ".join(f"{s.options}: {outcome(result, 'step')}" for s, result in trials)
+    found, trials = torch_baseline.tune(seconds_per_step, start, options)
+    return found, "; ".join(f"{s.options}: {outcome(result, 'step')}" for s, result in trials)
 
 
 # Work and memory

@@ -4,6 +4,7 @@ Written from the papers' descriptions of the architectures. Series are (batch, c
 here, PyTorch's layout. This module imports no JAX.
 """
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -239,6 +240,9 @@ def count_votes_as_published(
     return counts
 
 
+COARSER = ("tensorfloat32", "bfloat16")  # options that round what is multiplied
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """How PyTorch is asked to run: what `tune` chooses."""
@@ -246,6 +250,7 @@ class Setup:
     draws_per_batch: int = 100  # times m masks are the rows of a forward pass
     channels_last: bool = False
     compiled: bool = False
+    tensorfloat32: bool = False  # on a GPU; PyTorch's own default has it for convolutions alone
     bfloat16: bool = False
 
     def __str__(self) -> str:
@@ -269,7 +274,28 @@ def prepare(net: nn.Module, setup: Setup) -> Callable[[Tensor], Tensor]:
 
     # Freezing takes the weights as constants, which folds BatchNorm into the convolutions.
     options: dict[str, str | int | bool | Callable[..., Any]] = {"freezing": True}
-    return torch.compile(forward, dynamic=False, options=options) if setup.compiled else forward
+    if setup.compiled:
+        forward = torch.compile(forward, dynamic=False, options=options)
+
+    def call(x: Tensor) -> Tensor:
+        with products(setup.tensorfloat32):
+            return forward(x)
+
+    return call
+
+
+@contextlib.contextmanager
+def products(tensorfloat32: bool) -> Iterator[None]:
+    """Inside, a GPU multiplies float32 in TensorFloat-32, or in float32, in its fastest kernels."""
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    cudnn.allow_tf32 = matmul.allow_tf32 = tensorfloat32
+    cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before
 
 
 @torch.inference_mode()
@@ -315,14 +341,15 @@ def tune(
     seconds_per_draw: Callable[[Setup], float],
     sizes: tuple[int, ...],
     options: tuple[str, ...] = ("channels_last", "compiled", "bfloat16"),
-) -> tuple[Setup, Setup, list[tuple[Setup, float | str]]]:
+) -> tuple[dict[str, Setup], list[tuple[Setup, float | str]]]:
     """Tries batch sizes, then each option on top of what has been best; keeps what helps.
 
-    An option that fails (no compiler, no such kernel) is one that does not help.
+    An option that fails (no compiler, no such kernel) is one that does not help. Coarser products
+    come last, each on top of what is best in float32.
 
     Returns:
-      The best setup in float32, the best of all, and every trial with its seconds a draw or the
-      reason why it failed.
+      The best setup in float32 and in each coarser precision that was faster, and every trial with
+      its seconds a draw or the reason why it failed.
     """
     trials: list[tuple[Setup, float | str]] = []
     best, least = Setup(draws_per_batch=sizes[0]), float("inf")
@@ -341,14 +368,18 @@ def tune(
     for size in sizes:
         attempt(Setup(draws_per_batch=size))
     for option in options:
-        if option != "bfloat16":
+        if option not in COARSER:
             attempt(dataclasses.replace(best, **{option: True}))
-    best_float32 = best
-    if "bfloat16" in options:
+    found, in_float32, seconds = {"float32": best}, best, least
+    for option in (option for option in options if option in COARSER):
         # From the fastest float32 setup, and from the plain one, whose layout may suit it better.
-        attempt(dataclasses.replace(best_float32, bfloat16=True))
-        attempt(Setup(best_float32.draws_per_batch, not best_float32.channels_last, bfloat16=True))
-    return best_float32, best, trials
+        best, least = in_float32, seconds
+        attempt(dataclasses.replace(in_float32, **{option: True}))
+        other = Setup(in_float32.draws_per_batch, not in_float32.channels_last)
+        attempt(dataclasses.replace(other, **{option: True}))
+        if best != in_float32:
+            found[option] = best
+    return found, trials
 
 
 # Training
@@ -385,8 +416,9 @@ class Trainer:
         if self.setup.channels_last:
             inputs = inputs.unsqueeze(2).contiguous(memory_format=torch.channels_last)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(inputs, y)
-        loss.backward()
+        with products(self.setup.tensorfloat32):
+            loss = self._loss(inputs, y)
+            loss.backward()
         self.optimizer.step()
         return loss.detach()
 

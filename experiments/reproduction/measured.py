@@ -175,7 +175,7 @@ def attack_success(
 
 def is_as_published(settings: dict[str, Any]) -> bool:
     """Whether a record is of the paper's classifier and series, in float32."""
-    others = {"consensus", "mask_design", "series"} & settings.keys()
+    others = {"consensus", "hidden_as", "mask_design", "series"} & settings.keys()
     return not others and settings.get("precision", "float32") == "float32"
 
 

@@ -130,6 +130,9 @@ def define_flags() -> None:
         "two_views",
         "What the others are compared with; as single/cross_entropy, that of one ensemble.",
     )
+    flags.DEFINE_list(
+        "radii", [], "In the units of the series: a second table, of what is certified at them."
+    )
     flags.DEFINE_integer("passes", 1000, "Passes of each training series, the cost of every cell.")
     flags.DEFINE_integer("num_draws", 1000, "n of the certificates.")
     flags.DEFINE_integer("num_examples", None, "Evenly spaced test series; all if not given.")
@@ -142,7 +145,7 @@ def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected argument {arguments[1]!r}")
     results, began = Path(FLAGS.results_dir), time.monotonic()
-    asked = cells(FLAGS)
+    asked, radii = cells(FLAGS), radii_of(FLAGS.radii)
     for place, cell in enumerate(asked):
         if record_file(results, cell).exists():
             continue
@@ -155,7 +158,8 @@ def main(arguments: list[str]) -> None:
     if not known:
         return
     measured = {cell: read_series(results, cell) for cell in known}
-    text = "\n".join(table(measured, FLAGS.control)) + "\n"
+    lines = [*table(measured, FLAGS.control), *table_at(measured, radii)]
+    text = "\n".join(lines) + "\n"
     runs.write_bytes(results / "table.md", text.encode())
     runs.write_bytes(results / "shares.png", figure(measured))
     print(text, end="")
@@ -197,6 +201,17 @@ def cells(asked: Any) -> list[Cell]:
         )
         for seed, dataset, model, sigma, (ensemble, objective) in every
     ]
+
+
+def radii_of(texts: Sequence[str]) -> list[float]:
+    """Raises UserError for what is no radius."""
+    try:
+        radii = [float(text) for text in texts]
+    except ValueError:
+        radii = [math.nan]
+    if not all(0 < radius < math.inf for radius in radii):
+        raise UserError(f"--radii must be numbers above 0, not {','.join(texts)!r}")
+    return radii
 
 
 def refusal(ensemble: str, objective: str) -> str:
@@ -426,6 +441,35 @@ def table(measured: dict[Cell, Measured], control: str) -> Iterator[str]:
         "standard error over series, and over seeds. 'most answered': the share of series that "
         "are given the class named most often, of the share of the most frequent class."
     )
+
+
+def table_at(measured: dict[Cell, Measured], radii: Sequence[float]) -> Iterator[str]:
+    """Lines of Markdown: what is certified at radii in the units of the series, for every sigma.
+
+    The largest share of a data set and model is marked in each column.
+    """
+    if not radii:
+        return
+    columns = ("accuracy (%)", *(f"certified at {radius:g} (%)" for radius in radii))
+    yield ""
+    yield f"| {' | '.join((*HEADINGS[:5], 'seeds', *columns))} |"
+    yield "|---" * (6 + len(columns)) + "|"
+    kinds = sorted({(cell.group, cell.kind) for cell in measured})
+    shares = {}
+    for group, kind in kinds:
+        own, sigma = by_seed(measured, group, kind).values(), group[2]
+        certified = [np.mean([m.certified(r / sigma).mean() for m in own]) for r in radii]
+        accuracy = np.mean([m.summary["accuracy"] for m in own])
+        shares[group, kind] = np.array([accuracy, *certified])
+    for group, kind in kinds:
+        best = np.max([s for (other, _), s in shares.items() if other[:2] == group[:2]], axis=0)
+        row = [*group[:2], kind[0], f"{group[2]:g}", kind[1]]
+        row.append(str(len(by_seed(measured, group, kind))))
+        for share, most in zip(shares[group, kind], best, strict=True):
+            row.append(f"**{100 * share:.1f}**" if share == most else f"{100 * share:.1f}")
+        yield f"| {' | '.join(row)} |"
+    yield ""
+    yield "Certified: right, and certified at that radius or more; L2 norms in the series' units."
 
 
 def by_seed(
