@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from scipy import stats
 from studies import figure_bursts, figure_certificate, figure_coverage
 
@@ -212,6 +213,20 @@ def test_the_numbers_on_bursts_are_those_measured():
         ("16", "{:.0f} to {:.0f} % for 16"),
     ):
         assert words.format(min(shares[burst]), max(shares[burst])) in text
+
+
+def test_the_curves_of_more_draws_are_radii():
+    axes = Figure().subplots()
+    figure_certificate.draw_budgets(axes)
+    curves = {str(line.get_label()): line.get_xydata().T for line in axes.get_lines()}
+    for n in (100, 1000, 10_000, 100_000):
+        share, radius = curves[f"n = {n:,}"]
+        votes = np.rint(share * n)
+        lower = stats.beta.ppf(0.001 / 2, votes, n - votes + 1)  # either class may lead
+        expected = stats.norm.ppf(lower)
+        np.testing.assert_allclose(radius, expected, rtol=1e-3, atol=1e-3)
+        assert share[-1] == 1
+        assert share[0] < 0.5 + 3 / np.sqrt(n)
 
 
 def test_the_picture_can_be_drawn():

@@ -6,11 +6,13 @@ import os
 import pathlib
 import shutil
 import subprocess
+import tempfile
 import time
 
 import forked
 import numpy as np
 import pytest
+from common import cli
 from test_scripts import ROOT, RUN, command, make_npz, without_time
 
 from selfens_jax import locks, paths, runs
@@ -339,6 +341,25 @@ class TestSomebodyElse:
         assert_quiet(already)
         after = {path: path.stat().st_mtime_ns for path in (copied / "runs").rglob("*")}
         assert after == runs_before
+
+    @pytest.mark.parametrize("locked", ["run", "run/config.json"])
+    def test_what_cannot_be_read_is_named(self, locked):
+        """Not told of --output_dir, which mends what cannot be written."""
+        with tempfile.TemporaryDirectory() as name:
+            path = pathlib.Path(name, "run", "config.json")
+            path.parent.mkdir()
+            path.write_text("{}")
+            pathlib.Path(name).chmod(0o755)
+            pathlib.Path(name, locked).chmod(0o700)
+            os.seteuid(NOBODY)
+            try:
+                with pytest.raises(PermissionError) as caught:
+                    path.read_text()
+                said = cli._of_files(caught.value)
+            finally:
+                os.seteuid(0)
+        remedy = f"{pathlib.Path(name, locked)} must be readable by who runs this"
+        assert said == f"{path}: Permission denied; {remedy}"
 
     def test_nothing_is_trained_where_nothing_can_be_written(self, copied):
         words = ("--dataset=own.npz", *TRAIN, "--seed=1")

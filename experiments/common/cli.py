@@ -425,11 +425,22 @@ def _of_files(error: OSError) -> str:
     reason = error.strerror or str(error)
     if error.filename is None:
         return f"{reason}: is the current folder still there?"
-    remedy = ""
-    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+    remedy, path = "", Path(os.fsdecode(error.filename))
+    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
+    if not _is_readable(nearest):
+        remedy = f"; {nearest} must be readable by who runs this"
+    elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
         known = [name for name in ("output_dir", "runs_dir", "results_dir") if name in flags.FLAGS]
         remedy = f"; --{known[0]} writes elsewhere" if known else ""
-    return f"{os.fsdecode(error.filename)}: {reason}{remedy}"
+    return f"{path}: {reason}{remedy}"
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        os.listdir(path) if path.is_dir() else path.open("rb").close()
+    except PermissionError:
+        return False
+    return True
 
 
 def _missing_devices() -> str:
