@@ -15,7 +15,7 @@ from test_scripts import ROOT, make_npz
 
 from selfens_jax.errors import UserError
 
-CELL = study.Cell("CBF", "lstm_fcn", "mc", 0.8, "two_views", 0, 50, 100, None)
+CELL = study.Cell("CBF", "lstm_fcn", "mc", 0.8, "two_views", 0, 50, 100, None, passes=100)
 
 
 def asked(**changes):
@@ -139,11 +139,39 @@ def test_radii_in_the_units_of_the_series_are_compared_over_sigmas():
     found = {wide: CONTROL, elsewhere: CONTROL, seeds[0]: CONTROL, seeds[1]: BETTER}
     assert list(study.table_at(found, [])) == []
     rows = [line.split("|")[1:-1] for line in list(study.table_at(found, [0.4, 2.0]))[3:6]]
+    sizes = ("100", "4", "two_views")
     assert [[cell.strip() for cell in row] for row in rows] == [
-        ["CBF", "lstm_fcn", "mc", "0.8", "two_views", "2", "**75.0**", "**50.0**", "0.0"],
-        ["CBF", "lstm_fcn", "mc", "1.6", "two_views", "1", "**75.0**", "**50.0**", "**25.0**"],
-        ["Own", "lstm_fcn", "mc", "0.8", "two_views", "1", "**75.0**", "**25.0**", "**0.0**"],
+        ["CBF", "lstm_fcn", "mc", "0.8", *sizes, "2", "**75.0**", "**50.0**", "0.0"],
+        ["CBF", "lstm_fcn", "mc", "1.6", *sizes, "1", "**75.0**", "**50.0**", "**25.0**"],
+        ["Own", "lstm_fcn", "mc", "0.8", *sizes, "1", "**75.0**", "**25.0**", "**0.0**"],
     ]
+
+
+def test_cells_of_other_sizes_are_not_compared(tmp_path):
+    """A folder may have cells of any; the table is of all, each beside its own control."""
+    more = [
+        dataclasses.replace(CELL, num_draws=200),
+        dataclasses.replace(CELL, epochs=25, passes=50),
+    ]
+    others = [dataclasses.replace(cell, objective="ensemble") for cell in (CELL, more[0])]
+    found = dict.fromkeys([CELL, *more], CONTROL) | dict.fromkeys(others, BETTER)
+    for cell, measured in found.items():
+        study.write_series(tmp_path, cell, measured)
+        study.runs.write_json(study.record_file(tmp_path, cell), dataclasses.asdict(cell))
+    known = {cell: study.read_series(tmp_path, cell) for cell in study.cells_in(tmp_path)}
+    assert known.keys() == found.keys()
+    rows = [[each.strip() for each in line.split("|")] for line in study.table(known, "two_views")]
+    assert [(row[5], row[7], row[8], row[-3]) for row in rows[2:7]] == [
+        ("100", "two_views", "25", ""),
+        ("100", "two_views", "50", ""),
+        ("100", "ensemble", "50", "+0.250 (0.104, ?)"),
+        ("200", "two_views", "50", ""),
+        ("200", "ensemble", "50", "+0.250 (0.104, ?)"),
+    ]
+    best = [
+        line for line in study.table_at(known, [0.4]) if "**75.0**" in line and "ensemble" in line
+    ]
+    assert len(best) == 2
 
 
 @pytest.mark.parametrize("radii", [["0.1", "x"], ["0"], ["-1"], ["inf"]])
@@ -176,7 +204,7 @@ def test_each_ensemble_has_its_own_control():
         for (ensemble, objective), value in zip(kinds, values, strict=True)
     }
     lines = list(study.table(results, "two_views"))
-    gained = [line.split("|")[-3].strip() for line in lines[2:6]]
+    gained = [line.split("|")[-3].strip() for line in lines[2:6]]  # the last but one column
     assert gained == ["", "+0.250 (0.104, ?)", "", "-0.250 (0.104, ?)"]
 
 

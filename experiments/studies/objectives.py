@@ -17,7 +17,7 @@ that of one ensemble for all: --control=single/cross_entropy.
     <results_dir>/table.md, shares.png     what the cells come to
 
 A killed call, started again, goes on: a cell that is done is not done again. Several calls may
-share a folder, each with other cells.
+share a folder, each with other cells; the table and the picture are of all that are in it.
 """
 
 import csv
@@ -29,7 +29,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import app, flags
@@ -58,6 +58,17 @@ OF_TRAINING: dict[str, Callable[[str], Any]] = {  # flags of train.py that an ob
 SHARED = ("average", "keep", "hidden_as")  # flags that certify.py has too
 
 
+class Group(NamedTuple):
+    """What cells that are compared have in common."""
+
+    dataset: str
+    model: str
+    sigma: float
+    passes: int
+    num_draws: int
+    num_examples: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One trained and certified run."""
@@ -71,11 +82,13 @@ class Cell:
     epochs: int
     num_draws: int
     num_examples: int | None
+    passes: int  # that were asked for; epochs are whole, so that their cost may be a little off
 
     @property
-    def group(self) -> tuple[str, str, float]:
+    def group(self) -> Group:
         """What cells that are compared have in common."""
-        return self.dataset, self.model, self.sigma
+        series = 0 if self.num_examples is None else self.num_examples  # 0: all of them
+        return Group(self.dataset, self.model, self.sigma, self.passes, self.num_draws, series)
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -154,7 +167,7 @@ def main(arguments: list[str]) -> None:
             break
         print(f"[{place + 1}/{len(asked)}] {cell.name}", file=sys.stderr, flush=True)
         measure(results, cell)
-    known = [cell for cell in asked if record_file(results, cell).exists()]
+    known = cells_in(results)
     if not known:
         return
     measured = {cell: read_series(results, cell) for cell in known}
@@ -198,6 +211,7 @@ def cells(asked: Any) -> list[Cell]:
             epochs=max(1, round(asked.passes / passes_of(objective))),
             num_draws=asked.num_draws,
             num_examples=asked.num_examples,
+            passes=asked.passes,
         )
         for seed, dataset, model, sigma, (ensemble, objective) in every
     ]
@@ -326,6 +340,15 @@ def series_file(results: Path, cell: Cell) -> Path:
     return results / "series" / f"{cell.name.replace('/', '_')}.csv"
 
 
+def cells_in(results: Path) -> list[Cell]:
+    """Those that are done, whatever call did them."""
+    names = [field.name for field in dataclasses.fields(Cell)]
+    lines = [runs.read_json(file) for file in sorted((results / "cells").glob("*.json"))]
+    for line in lines:  # those of before 2026-11-28 have the epochs alone, here without rounding
+        line.setdefault("passes", line["epochs"] * passes_of(line["objective"]))
+    return [Cell(**{name: line[name] for name in names}) for line in lines]
+
+
 def record_file(results: Path, cell: Cell) -> Path:
     return results / "cells" / f"{cell.name.replace('/', '_')}.json"
 
@@ -379,6 +402,8 @@ HEADINGS = (
     "model",
     "ensemble",
     "sigma",
+    "n",
+    "series",
     "objective",
     "epochs",
     "seeds",
@@ -401,7 +426,7 @@ def table(measured: dict[Cell, Measured], control: str) -> Iterator[str]:
     def control_of(ensemble: str) -> tuple[str, str]:
         return of_all or ensemble, control
 
-    def place(row: tuple[tuple[str, str, float], tuple[str, str]]) -> Any:
+    def place(row: tuple[Group, tuple[str, str]]) -> Any:
         group, kind = row  # one control of all comes before all, of each ensemble before its own
         own = kind != control_of(kind[0])
         return (group, own, kind[0]) if of_all else (group, kind[0], own)
@@ -414,9 +439,9 @@ def table(measured: dict[Cell, Measured], control: str) -> Iterator[str]:
             name: float(np.mean([m.summary[name] for m in own.values()]))
             for name in next(iter(own.values())).summary
         }
-        dataset, model, sigma = group
         cells_of_row = [
-            *(dataset, model, kind[0], str(sigma), kind[1]),
+            *(group.dataset, group.model, kind[0], f"{group.sigma:g}", str(group.num_draws)),
+            *(str(len(next(iter(own.values())).index)), kind[1]),
             ", ".join(map(str, sorted(epochs))),
             str(len(own)),
             f"{100 * mean['accuracy']:.1f}",
@@ -446,25 +471,26 @@ def table(measured: dict[Cell, Measured], control: str) -> Iterator[str]:
 def table_at(measured: dict[Cell, Measured], radii: Sequence[float]) -> Iterator[str]:
     """Lines of Markdown: what is certified at radii in the units of the series, for every sigma.
 
-    The largest share of a data set and model is marked in each column.
+    The largest share of a data set, model and size is marked in each column.
     """
     if not radii:
         return
-    columns = ("accuracy (%)", *(f"certified at {radius:g} (%)" for radius in radii))
+    columns = ("seeds", "accuracy (%)", *(f"certified at {radius:g} (%)" for radius in radii))
     yield ""
-    yield f"| {' | '.join((*HEADINGS[:5], 'seeds', *columns))} |"
-    yield "|---" * (6 + len(columns)) + "|"
+    yield f"| {' | '.join((*HEADINGS[:7], *columns))} |"
+    yield "|---" * (7 + len(columns)) + "|"
     kinds = sorted({(cell.group, cell.kind) for cell in measured})
     shares = {}
     for group, kind in kinds:
-        own, sigma = by_seed(measured, group, kind).values(), group[2]
-        certified = [np.mean([m.certified(r / sigma).mean() for m in own]) for r in radii]
+        own = by_seed(measured, group, kind).values()
+        certified = [np.mean([m.certified(r / group.sigma).mean() for m in own]) for r in radii]
         accuracy = np.mean([m.summary["accuracy"] for m in own])
         shares[group, kind] = np.array([accuracy, *certified])
     for group, kind in kinds:
-        best = np.max([s for (other, _), s in shares.items() if other[:2] == group[:2]], axis=0)
-        row = [*group[:2], kind[0], f"{group[2]:g}", kind[1]]
-        row.append(str(len(by_seed(measured, group, kind))))
+        alike = [s for (g, _), s in shares.items() if g._replace(sigma=group.sigma) == group]
+        best, own = np.max(alike, axis=0), by_seed(measured, group, kind)
+        row = [group.dataset, group.model, kind[0], f"{group.sigma:g}", str(group.num_draws)]
+        row += [str(len(next(iter(own.values())).index)), kind[1], str(len(own))]
         for share, most in zip(shares[group, kind], best, strict=True):
             row.append(f"**{100 * share:.1f}**" if share == most else f"{100 * share:.1f}")
         yield f"| {' | '.join(row)} |"
@@ -473,7 +499,7 @@ def table_at(measured: dict[Cell, Measured], radii: Sequence[float]) -> Iterator
 
 
 def by_seed(
-    measured: dict[Cell, Measured], group: tuple[str, str, float], kind: tuple[str, str]
+    measured: dict[Cell, Measured], group: Group, kind: tuple[str, str]
 ) -> dict[int, Measured]:
     return {c.seed: m for c, m in measured.items() if (c.group, c.kind) == (group, kind)}
 
@@ -504,7 +530,7 @@ def figure(measured: dict[Cell, Measured]) -> bytes:
             if not own:
                 continue
             # Half a vote off either end, where the quantile would be infinite.
-            half = 0.5 / next(iter(measured)).num_draws
+            half = 0.5 / group.num_draws
             shares = np.sort(np.concatenate([m.share for m in own]).clip(half, 1 - half))
             (named[name],) = axes.step(
                 special.ndtri(shares),
@@ -516,9 +542,8 @@ def figure(measured: dict[Cell, Measured]) -> bytes:
             )
         axes.axvline(0, color="0.6", linewidth=0.8)
         axes.set_xticks(special.ndtri(ticks), [f"{tick:g}" for tick in ticks])
-        dataset, model, sigma = group
         axes.set(
-            title=f"{dataset}, {model}, {ensemble}, sigma {sigma:g}",
+            title=f"{group.dataset}, {group.model}, {ensemble}, sigma {group.sigma:g}",
             xlabel="share of the votes that are for the label",
             ylabel="series with at most this share (%)",
             ylim=(0, 103),
