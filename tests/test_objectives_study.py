@@ -158,6 +158,11 @@ def test_cells_of_other_sizes_are_not_compared(tmp_path):
     for cell, measured in found.items():
         study.write_series(tmp_path, cell, measured)
         study.runs.write_json(study.record_file(tmp_path, cell), dataclasses.asdict(cell))
+    old = study.record_file(tmp_path, CELL)
+    study.runs.write_json(old, {k: v for k, v in dataclasses.asdict(CELL).items() if k != "passes"})
+    study.write_lines(tmp_path)
+    with (tmp_path / "cells.csv").open() as file:
+        assert sorted(row["passes"] for row in csv.DictReader(file)) == ["100"] * 4 + ["50"]
     known = {cell: study.read_series(tmp_path, cell) for cell in study.cells_in(tmp_path)}
     assert known.keys() == found.keys()
     rows = [[each.strip() for each in line.split("|")] for line in study.table(known, "two_views")]

@@ -170,6 +170,7 @@ def main(arguments: list[str]) -> None:
     known = cells_in(results)
     if not known:
         return
+    write_lines(results)
     measured = {cell: read_series(results, cell) for cell in known}
     lines = [*table(measured, FLAGS.control), *table_at(measured, radii)]
     text = "\n".join(lines) + "\n"
@@ -343,10 +344,15 @@ def series_file(results: Path, cell: Cell) -> Path:
 def cells_in(results: Path) -> list[Cell]:
     """Those that are done, whatever call did them."""
     names = [field.name for field in dataclasses.fields(Cell)]
+    return [Cell(**{name: line[name] for name in names}) for line in lines_in(results)]
+
+
+def lines_in(results: Path) -> list[dict[str, Any]]:
+    """What the cells that are done come to, a line of cells.csv each."""
     lines = [runs.read_json(file) for file in sorted((results / "cells").glob("*.json"))]
     for line in lines:  # those of before 2026-11-28 have the epochs alone, here without rounding
         line.setdefault("passes", line["epochs"] * passes_of(line["objective"]))
-    return [Cell(**{name: line[name] for name in names}) for line in lines]
+    return lines
 
 
 def record_file(results: Path, cell: Cell) -> Path:
@@ -355,7 +361,7 @@ def record_file(results: Path, cell: Cell) -> Path:
 
 def write_lines(results: Path) -> None:
     """cells.csv, of all cells that are done."""
-    lines = [runs.read_json(file) for file in sorted((results / "cells").glob("*.json"))]
+    lines = lines_in(results)
     runs.write_csv(results / "cells.csv", list(lines[0]), lines)
 
 
