@@ -11,8 +11,9 @@
 A killed command, started again, goes on and ends with the same files.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,34 @@ def main() -> None:
         return write(counted, folder, path.stem.removeprefix("counts-"))
     share = processes.start()
     found = trained.find_runs(noisy=not FLAGS["burst"].present)
-    for _, config in found:
-        check_draws(config)
+    several = len(found) > 1
+    for run, config in found:
+        with told_of(run if several else None):
+            check_draws(config)
+    written = []
     for number, (run, config) in enumerate(found, start=1):
-        if len(found) > 1:
+        if several:
             cli.say(f"[{number}/{len(found)}] {run}")
-        certify(run, config, share)
+            if share.process == 0:
+                print(run, flush=True)
+        with told_of(run if several else None):
+            written.append(certify(run, config, share))
+    # Not before all are done: a killed command goes on with the noise of the runs that it finished.
+    for job in written:
+        if job is not None:
+            job.forget_seed()
     return None
+
+
+@contextlib.contextmanager
+def told_of(run: Path | None) -> Iterator[None]:
+    """Inside, errors say the run that they are of, if it is one of several."""
+    try:
+        yield
+    except UserError as error:
+        if run is None or str(run) in str(error):
+            raise
+        raise UserError(f"{run}: {error}") from None
 
 
 def check_draws(config: dict[str, Any]) -> None:
@@ -107,8 +129,8 @@ def check_draws(config: dict[str, Any]) -> None:
         check_budget(FLAGS.num_draws, len(config["data"]["classes"]), FLAGS.alpha)
 
 
-def certify(run: Path, config: dict[str, Any], share: counting.Share) -> None:
-    """Certifies the series of the flags under one run; process 0 writes and prints."""
+def certify(run: Path, config: dict[str, Any], share: counting.Share) -> counting.Job | None:
+    """Certifies the series of the flags under one run; what was done, if this process wrote it."""
     folder = trained.output_folder(run)
     if FLAGS["burst"].present:
         windows = double_masking.check_budget(config)
@@ -116,8 +138,7 @@ def certify(run: Path, config: dict[str, Any], share: counting.Share) -> None:
         certified = double_masking.certify(job, windows, folder, share)
         if certified is not None:
             double_masking.write(*certified, folder, job.num_members)
-            job.forget_seed()
-        return
+        return None if certified is None else job
     if FLAGS.target_radius is not None:
         edges = decisions.check_budget(config)
         job = make_job(run, config, decisions.default_batch_size(config))
@@ -126,15 +147,14 @@ def certify(run: Path, config: dict[str, Any], share: counting.Share) -> None:
         decided = counting.decide_examples(job, edges, *levels, folder, share, show)
         if decided is not None:
             decisions.write(decided, folder, job.num_members)
-            job.forget_seed()
-        return
+        return None if decided is None else job
     job = make_job(run, config, blocks.default_batch_size())
     counted = counting.count_examples(job, FLAGS.num_draws, folder, share, Progress(job))
     if counted is not None:
         records.write_counts(folder, counted)
         drawn = "" if job.seed_file is None else f" --noise_seed={job.settings['noise_seed']}"
         write(counted, folder, counted.name, job.x[job.chosen], drawn)
-        job.forget_seed()
+    return None if counted is None else job
 
 
 def make_job(run: Path, config: dict[str, Any], batch_size: int) -> counting.Job:

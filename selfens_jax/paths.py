@@ -33,3 +33,14 @@ def shown(path: object) -> str:
     """A path or name in one line, whatever characters it holds."""
     text = str(path)
     return text if text.isprintable() else repr(text)
+
+
+def absence(path: str | os.PathLike[str]) -> str:
+    """Why there is no file at the path: none, or a folder on the way that may not be entered."""
+    try:
+        os.stat(path)
+    except PermissionError as error:
+        return f"cannot be looked for ({error.strerror})"
+    except (OSError, ValueError):
+        pass
+    return "there is no such file"

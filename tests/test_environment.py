@@ -342,24 +342,35 @@ class TestSomebodyElse:
         after = {path: path.stat().st_mtime_ns for path in (copied / "runs").rglob("*")}
         assert after == runs_before
 
-    @pytest.mark.parametrize("locked", ["run", "run/config.json"])
-    def test_what_cannot_be_read_is_named(self, locked):
-        """Not told of --output_dir, which mends what cannot be written."""
+    @pytest.mark.parametrize(
+        ("locked", "mode", "says"),
+        [
+            ("run", 0o700, "run must be readable"),
+            ("run", 0o744, "run must be readable"),  # listed, but not entered
+            ("run/config.json", 0o600, "run/config.json must be readable"),
+            ("run", 0o711, None),  # entered, but not written into
+        ],
+    )
+    def test_what_cannot_be_read_is_named(self, locked, mode, says):
+        """--output_dir mends what cannot be written, not what cannot be read."""
         with tempfile.TemporaryDirectory() as name:
             path = pathlib.Path(name, "run", "config.json")
             path.parent.mkdir()
             path.write_text("{}")
             pathlib.Path(name).chmod(0o755)
-            pathlib.Path(name, locked).chmod(0o700)
+            pathlib.Path(name, locked).chmod(mode)
+            path = path if says else path.with_name("new")
             os.seteuid(NOBODY)
             try:
                 with pytest.raises(PermissionError) as caught:
-                    path.read_text()
+                    path.open("r" if says else "x")
                 said = cli._of_files(caught.value)
+                absent = paths.absence(path)
             finally:
                 os.seteuid(0)
-        remedy = f"{pathlib.Path(name, locked)} must be readable by who runs this"
-        assert said == f"{path}: Permission denied; {remedy}"
+        assert said.startswith(f"{path}: Permission denied")
+        assert said.partition("; ")[2] == (f"{name}/{says} by who runs this" if says else "")
+        assert ("looked for" in absent) == (locked == "run" and bool(says))
 
     def test_nothing_is_trained_where_nothing_can_be_written(self, copied):
         words = ("--dataset=own.npz", *TRAIN, "--seed=1")

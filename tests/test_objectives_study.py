@@ -143,7 +143,7 @@ def test_radii_in_the_units_of_the_series_are_compared_over_sigmas():
     assert [[cell.strip() for cell in row] for row in rows] == [
         ["CBF", "lstm_fcn", "mc", "0.8", *sizes, "2", "**75.0**", "**50.0**", "0.0"],
         ["CBF", "lstm_fcn", "mc", "1.6", *sizes, "1", "**75.0**", "**50.0**", "**25.0**"],
-        ["Own", "lstm_fcn", "mc", "0.8", *sizes, "1", "**75.0**", "**25.0**", "**0.0**"],
+        ["Own", "lstm_fcn", "mc", "0.8", *sizes, "1", "**75.0**", "**25.0**", "0.0"],
     ]
 
 

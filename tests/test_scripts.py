@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -537,10 +538,12 @@ def test_several_runs_certified_at_once_are_each_what_they_are_alone(tmp_path):
     call(tmp_path, "train", *several, "--epochs=1")
     draws = ("--num_draws=120", "--num_masks=3")
     done = call(tmp_path, "certify", *several, *draws)
-    summaries = re.findall(r"^\S.*\n(?:  .*\n)*", done.stdout, re.MULTILINE)
+    printed = re.findall(r"^\S.*\n(?:  .*\n)*", done.stdout, re.MULTILINE)
+    summaries = printed[1::2]
     folders = [tmp_path / RUN.parents[1] / f"sigma={s}/seed={z}" for s in (8, 4) for z in (1, 0)]
     named = re.findall(r"\[(\d)/4\] (.*)", done.stderr)
     assert named == [(str(place), str(folder)) for place, folder in enumerate(folders, start=1)]
+    assert printed[::2] == [f"{folder}\n" for folder in folders]
     votes = set()
     for folder, summary in zip(folders, summaries, strict=True):
         own = (f"--run_dir={folder}", f"--output_dir={folder / 'alone'}")
@@ -551,6 +554,29 @@ def test_several_runs_certified_at_once_are_each_what_they_are_alone(tmp_path):
             np.testing.assert_array_equal(one["counts"], other["counts"])
             votes.add(one["counts"].tobytes())
     assert len(votes) == 4
+
+
+def test_several_runs_go_on_with_the_noise_that_was_drawn(trained, tmp_path):
+    """Killed after the first of two: it is not certified again, with other noise."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    make_npz(tmp_path / "new.npz", seed=7)
+    call(tmp_path, "train", "--dataset=own.npz", *TINY, "--seed=1")
+    first, second = ((tmp_path / RUN).with_name(f"seed={seed}") for seed in (0, 1))
+    words = ("--dataset=own.npz", *CERTIFY, "--series=new.npz", "--seeds=0,1", "--num_draws=2000")
+    process = subprocess.Popen(
+        command("certify", *words),
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    assert kill_when(process, lambda: any(first.glob("certificates-n2000*.json")))
+    assert not list(second.glob("certificates-n2000*"))
+    call(tmp_path, "certify", *words)
+    for run in (first, second):
+        assert len(list(run.glob("counts-n2000*.npz"))) == 1
+        assert not list(run.glob(".noise_seed-*"))
+    said = error_of(tmp_path, "certify", *words[:-1], "--num_draws=3")
+    assert said.startswith(f"error: {first}: --num_draws")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from selfens_jax.errors import UserError
 
 PREPARING = ("scaling", "unequal", "missing", "channels_first")
 SIGMA_FOR_BURSTS = 0.1  # certificates against bursts need no noise; a little helps training
+EFFECTIVE_IDS = os.access in os.supports_effective_ids
 HELD = contextlib.ExitStack()  # locks, until the script ends
 _DEFAULTS = training.TrainConfig()
 # JAX's own defaults, whatever the environment says: other values are other noise or networks, or
@@ -426,21 +427,15 @@ def _of_files(error: OSError) -> str:
     if error.filename is None:
         return f"{reason}: is the current folder still there?"
     remedy, path = "", Path(os.fsdecode(error.filename))
-    nearest = next(p for p in (path.absolute(), *path.absolute().parents) if os.path.exists(p))
-    if not _is_readable(nearest):
+    nearest = next((place for place in (path, *path.parents) if os.path.exists(place)), None)
+    # What is there was to be read; what is not, in a folder that cannot be entered, was either.
+    right = os.R_OK if nearest == path else os.X_OK
+    if nearest is not None and not os.access(nearest, right, effective_ids=EFFECTIVE_IDS):
         remedy = f"; {nearest} must be readable by who runs this"
     elif isinstance(error, PermissionError) or error.errno == errno.EROFS:
         known = [name for name in ("output_dir", "runs_dir", "results_dir") if name in flags.FLAGS]
         remedy = f"; --{known[0]} writes elsewhere" if known else ""
     return f"{path}: {reason}{remedy}"
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        os.listdir(path) if path.is_dir() else path.open("rb").close()
-    except PermissionError:
-        return False
-    return True
 
 
 def _missing_devices() -> str:

@@ -221,7 +221,7 @@ def cells(asked: Any) -> list[Cell]:
 def radii_of(texts: Sequence[str]) -> list[float]:
     """Raises UserError for what is no radius."""
     try:
-        radii = [float(text) for text in texts]
+        radii = list(dict.fromkeys(float(text) for text in texts))
     except ValueError:
         radii = [math.nan]
     if not all(0 < radius < math.inf for radius in radii):
@@ -498,7 +498,7 @@ def table_at(measured: dict[Cell, Measured], radii: Sequence[float]) -> Iterator
         row = [group.dataset, group.model, kind[0], f"{group.sigma:g}", str(group.num_draws)]
         row += [str(len(next(iter(own.values())).index)), kind[1], str(len(own))]
         for share, most in zip(shares[group, kind], best, strict=True):
-            row.append(f"**{100 * share:.1f}**" if share == most else f"{100 * share:.1f}")
+            row.append(f"**{100 * share:.1f}**" if share == most > 0 else f"{100 * share:.1f}")
         yield f"| {' | '.join(row)} |"
     yield ""
     yield "Certified: right, and certified at that radius or more; L2 norms in the series' units."

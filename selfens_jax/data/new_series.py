@@ -160,7 +160,7 @@ def _read(
     shown = paths.shown(file)
     ending = file.suffix.lower()
     if ending in TEXT_ENDINGS and not os.path.isfile(file):
-        raise UserError(f"{shown}: there is no such file; {NEED}")
+        raise UserError(f"{shown}: {paths.absence(file)}; {NEED}")
     if ending == ".ts":
         x, y = ts_files.read(file, "", how)
         unknown = sum(label == ts_files.UNLABELLED for label in y or ())

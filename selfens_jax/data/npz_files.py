@@ -26,7 +26,7 @@ def read(path: pathlib.Path, keys: Sequence[str], need: str) -> dict[str, np.nda
     if not os.path.isfile(path):  # unlike pathlib's, it raises for no path
         longer = f"{path}.npz"
         hint = f"; write {paths.shown(longer)} to read that file" if os.path.isfile(longer) else ""
-        raise UserError(f"{shown}: there is no such file; {need}{hint}")
+        raise UserError(f"{shown}: {paths.absence(path)}; {need}{hint}")
     try:
         with path.open("rb") as file:
             empty = not file.read(1)

@@ -75,7 +75,7 @@ def read_path(path: pathlib.Path, how: Preparation) -> Pair:
     if os.path.isdir(path):
         path = _half_in(path)
     elif not os.path.isfile(path):
-        raise UserError(f"{shown}: there is no such file")
+        raise UserError(f"{shown}: {paths.absence(path)}")
     if path.suffix.lower() in PACKED:
         raise UserError(f"{shown}: compressed files are not read: unpack it first")
     half = HALF.fullmatch(path.name)
