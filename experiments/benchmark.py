@@ -185,7 +185,7 @@ def check_run() -> None:
 
 def torch_options() -> tuple[str, ...]:
     """What is tried to make PyTorch faster, in this order."""
-    coarser = ("bfloat16",) if device() == "cpu" else torch_baseline.COARSER
+    coarser = ("bfloat16",) if device() == "cpu" else COARSER
     return ("channels_last", *(["compiled"] if FLAGS.torch_compile else []), *coarser)
 
 

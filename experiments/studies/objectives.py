@@ -420,6 +420,7 @@ HEADINGS = (
     "more ACR / sigma",
     "more certified at 0.5 sigma (points)",
 )
+NAMED = HEADINGS.index("objective") + 1  # columns that say what a row is of
 
 
 def table(measured: dict[Cell, Measured], control: str) -> Iterator[str]:
@@ -446,8 +447,7 @@ def table(measured: dict[Cell, Measured], control: str) -> Iterator[str]:
             for name in next(iter(own.values())).summary
         }
         cells_of_row = [
-            *(group.dataset, group.model, kind[0], f"{group.sigma:g}", str(group.num_draws)),
-            *(str(len(next(iter(own.values())).index)), kind[1]),
+            *named(group, kind, own),
             ", ".join(map(str, sorted(epochs))),
             str(len(own)),
             f"{100 * mean['accuracy']:.1f}",
@@ -483,8 +483,8 @@ def table_at(measured: dict[Cell, Measured], radii: Sequence[float]) -> Iterator
         return
     columns = ("seeds", "accuracy (%)", *(f"certified at {radius:g} (%)" for radius in radii))
     yield ""
-    yield f"| {' | '.join((*HEADINGS[:7], *columns))} |"
-    yield "|---" * (7 + len(columns)) + "|"
+    yield f"| {' | '.join((*HEADINGS[:NAMED], *columns))} |"
+    yield "|---" * (NAMED + len(columns)) + "|"
     kinds = sorted({(cell.group, cell.kind) for cell in measured})
     shares = {}
     for group, kind in kinds:
@@ -495,13 +495,19 @@ def table_at(measured: dict[Cell, Measured], radii: Sequence[float]) -> Iterator
     for group, kind in kinds:
         alike = [s for (g, _), s in shares.items() if g._replace(sigma=group.sigma) == group]
         best, own = np.max(alike, axis=0), by_seed(measured, group, kind)
-        row = [group.dataset, group.model, kind[0], f"{group.sigma:g}", str(group.num_draws)]
-        row += [str(len(next(iter(own.values())).index)), kind[1], str(len(own))]
+        row = [*named(group, kind, own), str(len(own))]
         for share, most in zip(shares[group, kind], best, strict=True):
             row.append(f"**{100 * share:.1f}**" if share == most > 0 else f"{100 * share:.1f}")
         yield f"| {' | '.join(row)} |"
     yield ""
     yield "Certified: right, and certified at that radius or more; L2 norms in the series' units."
+
+
+def named(group: Group, kind: tuple[str, str], own: dict[int, Measured]) -> list[str]:
+    """The first cells of a row, which say what it is of."""
+    (ensemble, objective), number = kind, len(next(iter(own.values())).index)
+    sizes = (f"{group.sigma:g}", str(group.num_draws), str(number))
+    return [group.dataset, group.model, ensemble, *sizes, objective]
 
 
 def by_seed(
