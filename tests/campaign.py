@@ -2,12 +2,15 @@
 
     python tests/campaign.py FILE [FILE ...] [--count=20] [--seed=0] [--lines=A-B] [--jobs=2]
         [--tests=PATTERN ...] [--budget=SECONDS] [--results=FILE.jsonl] [--whole] [--list]
+        [--reached=REACHED.json]
 
 A fault is one small edit, made by `faults_made.py`; a seeded sample of them is put in, each alone,
 into a copy of the project. First come the tests that name the file (`named_tests`; --tests chooses
 others) or its function: those that name the function or are called after the file, then the
 fastest, as many as a --budget allows. With --whole, a
 fault that these let pass meets all other tests too, but for those that `mutations.LEFT_OUT` lists.
+With --reached, which `reached.py` makes, a fault in a line that tests reach meets those alone, test
+by test, in the same order; the other faults meet what they would without it.
 All must pass on a copy without a fault, where their times are taken; a fault that takes three times
 as long and a minute more counts as killed, by timeout.
 
@@ -40,8 +43,10 @@ from typing import Any
 
 import faults_made
 import mutations
+import reached
 from faults_made import Fault
 from mutations import Stage
+from reached import Reached
 from scipy import stats
 
 Path = pathlib.Path
@@ -142,30 +147,39 @@ class Tests:
     budget: float = float("inf")  # seconds for the named tests of a fault
     words: dict[str, frozenset[str]] = dataclasses.field(default_factory=dict)  # in each of them
 
-    def asked(self, file: str, functions: frozenset[str] = NONE) -> set[str]:
+    def asked(
+        self, file: str, functions: frozenset[str] = NONE, reaching: frozenset[str] = NONE
+    ) -> set[str]:
         """All that a fault of the file may meet; those that a budget leaves out too."""
-        return {*self.named[file], *self.every, *self._telling(functions)}
+        return set(reaching) or {*self.named[file], *self.every, *self._telling(functions)}
 
-    def planned(self, file: str, functions: frozenset[str] = NONE) -> set[str]:
+    def planned(
+        self, file: str, functions: frozenset[str] = NONE, reaching: frozenset[str] = NONE
+    ) -> set[str]:
         """What a fault of the file will meet, as far as the times are known."""
-        if self.asked(file, functions) - self.seconds.keys():
-            return self.asked(file, functions)
-        return {test for stage in self.stages(file, functions) for test in stage.tests}
+        asked = self.asked(file, functions, reaching)
+        if asked - self.seconds.keys():
+            return asked
+        return {test for stage in self.stages(file, functions, reaching) for test in stage.tests}
 
-    def stages(self, file: str, functions: frozenset[str] = NONE) -> list[Stage]:
-        """functions: by which tests reach the fault, from `reached_by`."""
-        named = self._within_budget(file, functions)
-        asked = self._ordered(file, self.asked(file, functions), functions)
+    def stages(
+        self, file: str, functions: frozenset[str] = NONE, reaching: frozenset[str] = NONE
+    ) -> list[Stage]:
+        """functions: by which tests reach the fault, from `reached_by`; reaching: which do."""
+        named = self._within_budget(file, functions, reaching)
+        asked = self._ordered(file, self.asked(file, functions, reaching), functions)
         whole = [test for test in asked if test not in named] if self.every else []
         return [self._stage(*each) for each in (("named", named), ("whole", whole)) if each[1]]
 
-    def _within_budget(self, file: str, functions: frozenset[str]) -> list[str]:
+    def _within_budget(
+        self, file: str, functions: frozenset[str], reaching: frozenset[str]
+    ) -> list[str]:
         """The file's own tests, which are called after it, and others as long as there is time."""
         chosen, left = [], self.budget
-        candidates = {*self.named[file], *self._telling(functions)}
+        candidates = reaching or {*self.named[file], *self._telling(functions)}
         for test in self._ordered(file, candidates, functions):
             left -= self.seconds[test]
-            if left >= 0 or not chosen or self._own(file, test):
+            if left >= 0 or not chosen or (self._own(file, test) and not reaching):
                 chosen.append(test)
         return chosen
 
@@ -180,18 +194,26 @@ class Tests:
         telling = self._telling(functions)
 
         def rank(test: str) -> int:
-            own, names = self._own(file, test), test in telling
+            own, names = self._own(file, test), _file_of(test) in telling
             return 0 if own and names else 1 if names else 2 if own else 3
 
         return sorted(tests, key=lambda test: (rank(test), self.seconds[test], test))
 
     @staticmethod
     def _own(file: str, test: str) -> bool:
-        return Path(test).stem.endswith(f"_{Path(file).stem}")
+        return Path(_file_of(test)).stem.endswith(f"_{Path(file).stem}")
 
     def _stage(self, name: str, tests: Sequence[str]) -> Stage:
         sound = sum(self.seconds[test] for test in tests)
-        return Stage(name, tuple(tests), mutations.time_limit(sound))
+        first = {}  # the tests of a file go together: they share what is made for them
+        for test in tests:
+            first.setdefault(_file_of(test), len(first))
+        together = tuple(sorted(tests, key=lambda test: first[_file_of(test)]))
+        return Stage(name, together, mutations.time_limit(sound))
+
+
+def _file_of(test: str) -> str:
+    return test.partition("::")[0]
 
 
 def reached_by(source: str, function: str) -> frozenset[str]:
@@ -403,6 +425,7 @@ def run(
     results: Path | None = None,
     whole: bool = False,
     budget: float = float("inf"),
+    lines_reached: Reached | None = None,
     equivalents: dict[str, str] | None = None,
 ) -> int:
     """Tries the faults and prints what becomes of them.
@@ -421,7 +444,16 @@ def run(
         words = {test: _identifiers(sound / "tests" / test) for test in every if not patterns}
         tests = Tests(named, every if whole else (), seconds[state], budget, words)
         sources = {file: (sound / file).read_text() for file in files}
-        by = {fault: reached_by(sources[fault.file], fault.function) for fault in faults}
+        by = {
+            fault: (
+                fault.file,
+                reached_by(sources[fault.file], fault.function),
+                lines_reached.tests(fault, sources[fault.file]) if lines_reached else NONE,
+            )
+            for fault in faults
+        }
+        if lines_reached:
+            tests.seconds.update(lines_reached.seconds)
         if alone := [file for file in files if not tests.asked(file)]:
             print(f"no test names {', '.join(alone)}: choose with --tests, or --whole")
             return 2
@@ -429,16 +461,16 @@ def run(
             fault
             for fault in faults
             if fault.id not in known
-            or not known[fault.id].settles(tests.planned(fault.file, by[fault]), state)
+            or not known[fault.id].settles(tests.planned(*by[fault]), state)
         ]
         if old := [f for f in faults if f not in todo and known[f.id].state != state]:
             print(f"{len(old)} were killed in another state of the sources or tests")
-        needed = sorted({test for f in todo for test in tests.asked(f.file, by[f])})
+        needed = sorted({test for fault in todo for test in tests.asked(*by[fault])})
         missing = [test for test in needed if test not in tests.seconds]
         for test, took in sound_seconds(sound, missing, jobs):
             tests.seconds[test] = took
             append(results, {"state": state, "sound": {test: took}})
-        staged = {fault: tests.stages(fault.file, by[fault]) for fault in todo}
+        staged = {fault: tests.stages(*by[fault]) for fault in todo}
         for result in attempts(sound, staged, state, jobs):
             known[result.id] = result
             append(results, dataclasses.asdict(result))
@@ -462,6 +494,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--budget", type=float, default=float("inf"), help="seconds for a fault's named tests"
     )
+    parser.add_argument(
+        "--reached", type=Path, metavar="REACHED.json", help="the lines that tests reach"
+    )
     parser.add_argument("--list", action="store_true", help="show the faults and stop")
     options = parser.parse_args(arguments)
     try:
@@ -480,8 +515,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     equivalents = read_equivalents(EQUIVALENTS)
     more = (options.tests, options.jobs, options.results, options.whole, options.budget)
+    lines_reached = reached.read(options.reached) if options.reached else None
     try:
-        return run(mutations.ROOT, *which, *more, equivalents)
+        return run(mutations.ROOT, *which, *more, lines_reached, equivalents)
     except KeyboardInterrupt:
         print("interrupted; with --results, the same command goes on from here")
         return 130

@@ -91,6 +91,8 @@ def _script(
         os.dup2(file, stream)
     os.environ.clear()
     os.environ.update(variables)
+    if coverage := sys.modules.get("coverage"):  # of reached.py
+        coverage.Coverage.current().switch_context(os.environ["PYTEST_CURRENT_TEST"])
     if DEVICES in variables:
         jax.config.update("jax_num_cpu_devices", int(variables[DEVICES]))
     sys.argv = command

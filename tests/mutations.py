@@ -29,7 +29,7 @@ COPIED = ("selfens_jax", "experiments", "examples", "tests", "docs", "pyproject.
 COPIED += ("README.md", "BUILD_NOTES.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff")
 # Two that compare the sources with texts of their own, and so notice any change; and the notebook,
 # which imports the package that is installed, not the copy.
-LEFT_OUT = ("test_mutations.py", "test_campaign.py", "test_colab.py")
+LEFT_OUT = ("test_mutations.py", "test_campaign.py", "test_reached.py", "test_colab.py")
 SOUND_LIMIT = 3600.0  # seconds for tests without a fault
 TIMED_OUT = 124  # the status that stands for a run that was stopped, as of `timeout`
 RUNNING: set[subprocess.Popen] = set()  # which an interrupted campaign must stop
@@ -1500,7 +1500,9 @@ def copy_project(folder: pathlib.Path, source: pathlib.Path = ROOT) -> pathlib.P
     return root
 
 
-def run_python(root: pathlib.Path, *arguments: str, limit: float) -> subprocess.CompletedProcess:
+def run_python(
+    root: pathlib.Path, *arguments: str, limit: float, **variables: str
+) -> subprocess.CompletedProcess:
     """Python in the copy at `root`, whose package goes before any installed one."""
     home, scratch = root.parent / "home", root.parent.parent
     environment = {
@@ -1512,6 +1514,7 @@ def run_python(root: pathlib.Path, *arguments: str, limit: float) -> subprocess.
         "PYTHONDONTWRITEBYTECODE": "1",
         "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **variables,
     }
     # Files, not pipes: a script that a stopped test left behind would hold a pipe open.
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
