@@ -1,6 +1,7 @@
 """The benchmark runs, with PyTorch or without, and its tables say what was measured."""
 
 import csv
+import itertools
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from comparison import contenders
 from comparison import tables as benchmark_tables
 from comparison.tables import Row
+from test_plots import figure_of
 
 from selfens_jax import backend, models
 
@@ -80,6 +82,20 @@ def test_a_table_leaves_out_what_was_not_measured(tmp_path):
     assert first == "# date: today"
     assert header.startswith("what,model,dataset,contender")
     assert (tmp_path / "table.png").exists()
+
+
+@pytest.mark.parametrize("slowest", [1.2, 3, 30, 300])
+def test_labels_of_times_do_not_overlap(slowest, monkeypatch):
+    times = {"jax": 1.0, "torch": slowest}
+    rows = [Row("certify", "macnn", "CBF", name, 1, 1, 1, 1, s, s, s) for name, s in times.items()]
+    (axes,) = figure_of(monkeypatch, lambda: benchmark_tables.figure(rows, {})).axes
+    axes.figure.canvas.draw()
+    low, high = axes.get_ylim()
+    labels = [*axes.get_yticklabels(), *axes.get_yticklabels(minor=True)]
+    shown = [label for label in labels if low <= label.get_position()[1] <= high]
+    boxes = sorted((label.get_window_extent() for label in shown), key=lambda box: box.y0)
+    assert len(boxes) >= 2
+    assert all(above.y0 > below.y1 for below, above in itertools.pairwise(boxes))
 
 
 def test_the_benchmark_runs_and_writes_its_table(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import ticker
 
 from selfens_jax import plots, runs
 
@@ -186,11 +187,14 @@ def _points(panel: Any, rows: list[Row], what: str) -> None:
     )
     unit = "an example" if what == "certify" else "a step"
     axes.set(yscale="log", ylabel=f"seconds {unit}", title=TABLE_HEADS[what])
+    axes.margins(y=0.25)
+    low, high = axes.get_ylim()
+    named = range(2, 10) if high < 10 * low else (2, 5)  # the labels of all would overlap
+    axes.yaxis.set_minor_locator(ticker.LogLocator(subs=named))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize=7, ncols=max(1, len(names)), loc="upper left")
-    axes.margins(y=0.25)
 
 
 def _lines(panel: Any, rows: list[Row], what: str) -> None:
