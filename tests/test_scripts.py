@@ -588,6 +588,11 @@ def test_several_runs_go_on_with_the_noise_that_was_drawn(trained, tmp_path):
             ("--seeds=0,3", "--sigma=0.5"),
             "train.py --dataset=own.npz --sigma=0.5 --model=lstm_fcn --seed=3",
         ),
+        (
+            ("--sigmas=0.5,0.75", "--seeds=1,0"),  # of four runs one is trained
+            "seed=1 does not exist, and so it is with 2 more; this trains them: python "
+            "experiments/train.py --dataset=own.npz --sigmas=0.5,0.75 --model=lstm_fcn --seeds=1,0",
+        ),
         (("--sigmas=0.5,0",), "--sigma=0: without noise there is no radius"),
         (("--sigmas=0.5,0.25", "--sigma=0.5"), "--sigma and --sigmas: give one of them"),
         (("--seeds=0,1", f"--run_dir={RUN}"), "--run_dir is one run; leave out --seeds"),

@@ -91,8 +91,7 @@ def find_run(
         raise UserError(f"--sigma={sigma:g}: without noise there is no radius; above 0 needed")
     if FLAGS.run_dir is None:
         masks.check_hidden_as(FLAGS.hidden_as, FLAGS.ensemble)
-        name = data.name_of(FLAGS.dataset)
-        run = runs.directory(FLAGS.runs_dir, name, FLAGS.model, FLAGS.ensemble, sigma, seed)
+        run = _run_of(sigma, seed)
     else:
         run = Path(FLAGS.run_dir).absolute()
         asked = {name: value for name, value in asked.items() if FLAGS[name].present}
@@ -103,10 +102,14 @@ def find_run(
         cli.HELD.enter_context(locks.held(lock_of(run), f"the training of {run}", shared=True))
     if not file.exists() or not runs.is_finished(run):
         state = "is unfinished" if file.exists() else "does not exist"
-        remedy = f"this trains it: {train_command(sigma, seed)}"
         if FLAGS.run_dir is not None:
             remedy = "--run_dir is the folder of one run, which holds its config.json"
-        raise UserError(f"the run {run} {state}; {remedy}")
+            raise UserError(f"the run {run} {state}; {remedy}")
+        every = [(sigma, seed)] if own is None else cli.every_run()
+        missing = [each for each in every if not runs.is_finished(_run_of(*each))]
+        more = f", and so it is with {len(missing) - 1} more" if len(missing) > 1 else ""
+        remedy = f"this trains {'them' if more else 'it'}: {train_command(missing)}"
+        raise UserError(f"the run {run} {state}{more}; {remedy}")
     config = runs.read_config(run)
     differences = runs.differences(training.completed(config), asked)
     if differences:
@@ -133,17 +136,30 @@ def lock_of(run: Path) -> Path:
     return run.with_name(f".{run.name}.lock")
 
 
-def train_command(sigma: float, seed: int) -> str:
+def _run_of(sigma: float, seed: int) -> Path:
+    name = data.name_of(FLAGS.dataset)
+    return runs.directory(FLAGS.runs_dir, name, FLAGS.model, FLAGS.ensemble, sigma, seed)
+
+
+def train_command(missing: list[tuple[float, int]]) -> str:
+    """What trains every sigma with every seed of these; train.py leaves out what is trained."""
+    sigmas, seeds = (list(dict.fromkeys(values)) for values in zip(*missing, strict=True))
+    words = [f"--dataset={FLAGS.dataset}", _one_or_several("sigma", sigmas)]
     others = ("data_dir", *cli.PREPARING, "model", "ensemble", "keep", "objective", "average")
-    others += ("hidden_as", "seed", "runs_dir")
-    values = {name: FLAGS[name].value for name in ("dataset", *others)} | {"seed": seed}
-    words = [f"--dataset={values['dataset']}", f"--sigma={sigma}"]
-    words += [f"--{name}={values[name]}" for name in others if values[name] != FLAGS[name].default]
+    values = {name: FLAGS[name].value for name in (*others, "hidden_as", "runs_dir")}
+    words += [f"--{n}={value}" for n, value in values.items() if value != FLAGS[n].default]
+    if seeds != [FLAGS["seed"].default]:
+        words.append(_one_or_several("seed", seeds))
     if FLAGS.ensemble == "mw":
         asked = (FLAGS["burst"].value or []) if "burst" in FLAGS else []  # by certify.py
         lengths = [int(text) for text in asked if text.isdigit()]
         words.append(f"--burst={max(lengths, default=8)}")
     return shlex.join(["python", "experiments/train.py", *words])
+
+
+def _one_or_several(name: str, values: list[Any]) -> str:
+    """The flag that names one value, or the one that names several."""
+    return f"--{name}{'s' * (len(values) > 1)}={','.join(map(str, values))}"
 
 
 def output_folder(run: Path) -> Path:
