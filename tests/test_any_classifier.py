@@ -231,6 +231,11 @@ def test_networks_get_the_same_votes_as_their_host_copies():
         assert np.abs(votes(predict) - counts).sum() / 2 <= 2
 
 
+def test_scores_of_float32_are_handed_on_as_they_are():
+    given = np.array([[0.1, 3.0], [-7.0, 1e-3]], np.float32)
+    np.testing.assert_array_equal(HostClassifier(lambda _: given)(np.zeros((2, 4, 1))), given)
+
+
 def test_wide_scores_keep_their_largest():
     """In float32 these would all tie, and the first class be certified for every series."""
     plain = votes(on_host)

@@ -84,6 +84,17 @@ def test_a_table_leaves_out_what_was_not_measured(tmp_path):
     assert (tmp_path / "table.png").exists()
 
 
+def test_lines_of_the_scaling_are_named(monkeypatch):
+    rows = [
+        Row("scaling", name, "CBF", "jax", 20, 2, 1, median_seconds=1.0, note="num_draws")
+        for name in ("lstm_fcn", "macnn")
+    ]
+    figure = figure_of(monkeypatch, lambda: benchmark_tables.figure(rows, {}))
+    legends = [axes.get_legend() for axes in figure.axes]
+    said = [[text.get_text() for text in each.get_texts()] for each in legends if each]
+    assert said[0] == ["lstm_fcn", "macnn"]
+
+
 @pytest.mark.parametrize("slowest", [1.2, 3, 30, 300])
 def test_labels_of_times_do_not_overlap(slowest, monkeypatch):
     times = {"jax": 1.0, "torch": slowest}
@@ -99,7 +110,7 @@ def test_labels_of_times_do_not_overlap(slowest, monkeypatch):
 
 
 def test_the_benchmark_runs_and_writes_its_table(tmp_path):
-    done = run_benchmark("--smoke", "--what=certify", f"--output_dir={tmp_path}")
+    done = run_benchmark("--smoke", "--what=certify,scaling", f"--output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     (table,) = tmp_path.glob("*.csv")
     lines = [line for line in table.read_text().splitlines() if not line.startswith("#")]
@@ -107,6 +118,14 @@ def test_the_benchmark_runs_and_writes_its_table(tmp_path):
     assert rows[0]["contender"] == "jax"
     assert all(float(row["median_seconds"]) > 0 for row in rows)
     assert len(list(tmp_path.glob("*.md"))) == len(list(tmp_path.glob("*.png"))) == 1
+    sizes = ("num_draws", "num_masks", "num_examples")
+    varied = [tuple(int(row[name]) for name in sizes) for row in rows if row["what"] == "scaling"]
+    notes = [row["note"] for row in rows if row["what"] == "scaling"]
+    assert list(zip(notes, varied, strict=True)) == [
+        *(("num_draws", (n, 2, 1)) for n in (8, 20, 40, 80)),
+        *(("num_masks", (8, m, 1)) for m in (1, 2, 4)),
+        *(("num_examples", (8, 2, number)) for number in (1, 2, 4, 8)),
+    ]
 
 
 @pytest.mark.slow

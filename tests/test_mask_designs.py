@@ -61,6 +61,24 @@ def test_what_averaging_brings_leaves_out_the_luck_of_single_masks(monkeypatch):
     assert gains.tolist() == [0, 1, 1, 1]
 
 
+def test_what_averaging_brings_is_compared_with_independent_masks(monkeypatch):
+    monkeypatch.setattr(study, "gain", lambda given: np.array([0.0, *given]))
+    designs = {
+        "independent": [(0.1, 0.5, 1.0), (0.3, 0.5, 1.0), (0.2, 0.5, 1.0)],  # one for each set
+        "balanced": [(0.4, 0.5, 1.0), (0.4, 0.5, 2.0), (0.4, 0.5, 3.0)],
+    }
+    _, _, *rows = study.complementing(designs)
+    alone = 0.1 / 3**0.5  # the error of the mean of 0.1, 0.2 and 0.3
+    assert rows == [
+        "| 2 | independent | 0.2000 |  |",
+        f"| 2 | balanced | 0.4000 | +0.2000 ({alone:.4f}) |",
+        "| 5 | independent | 0.5000 |  |",
+        "| 5 | balanced | 0.5000 | +0.0000 (0.0000) |",
+        "| 10 | independent | 1.0000 |  |",
+        f"| 10 | balanced | 2.0000 | +1.0000 ({1 / 3**0.5:.4f}) |",
+    ]
+
+
 def test_a_difference_has_the_error_of_both_means():
     one, other = study.Spread(1.5, 0.3, 0.1), study.Spread(1.0, 0.4, 0.2)
     assert one.cells(other, 25, 1, 2) == ["1.50", "+0.50 (0.10)", "0.30", "0.10"]

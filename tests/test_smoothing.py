@@ -91,6 +91,7 @@ def test_counts_depend_on_key_index_and_sigma(bits, bits_counts, x):
 
     np.testing.assert_array_equal(count(), bits_counts)
     np.testing.assert_array_equal(count(indices=[0, 1, 2]), bits_counts)
+    np.testing.assert_array_equal(count(indices=np.arange(3, dtype=np.uint32)), bits_counts)
     for changes in ({"key": jax.random.key(21)}, {"indices": [3, 4, 5]}, {"sigma": 0.6}):
         assert (count(**changes) != bits_counts).any(axis=1).all()
 

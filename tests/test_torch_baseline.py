@@ -75,6 +75,30 @@ def test_parameter_counts(baseline, name, parameters):
     assert sum(p.numel() for p in net.parameters()) == parameters
 
 
+def test_every_member_trains_on_all_batches(torch, baseline, monkeypatch):
+    made = []
+
+    class Trainer:
+        def __init__(self, net, setup, sigma, mask_pool, class_weights):
+            assert isinstance(net, torch.nn.Module)
+            self.given = (setup, sigma, *mask_pool.shape, *class_weights.tolist())
+            self.steps = []
+            made.append(self)
+
+        def step(self, x, y):
+            self.steps.append((x, y))
+
+    monkeypatch.setattr(baseline, "Trainer", Trainer)
+    contenders = importlib.import_module("comparison.contenders")
+    case = contenders.Case("lstm_fcn", "tiny", 20, 2, 1)
+    weights = np.arange(1.0, 1 + case.shape.num_classes)
+    run = contenders.torch_training(case, [(1, 2), (3, 4)], weights, "setup", members=2, steps=3)
+    run()
+    given = ("setup", contenders.SIGMA, 256, case.shape.length, *weights)
+    assert [trainer.given for trainer in made] == [given, given]
+    assert [trainer.steps for trainer in made] == [[(1, 2), (3, 4), (1, 2)]] * 2
+
+
 @pytest.mark.parametrize("name", models.NAMES)
 def test_batch_norm_statistics_update_as_in_flax(torch, baseline, name):
     """The means agree; PyTorch's variances are the unbiased estimate, n / (n - 1) of Flax's."""
