@@ -1,13 +1,12 @@
 """The measurements for a machine with an accelerator, rehearsed, and how they fail."""
 
 import csv
-import subprocess
-import sys
 import time
 import types
 from pathlib import Path
 
 import accelerator_run
+import forked
 import numpy as np
 import pytest
 from accelerator_run import Step
@@ -26,8 +25,7 @@ OTHERS = {"sigma": 0.8, "model": "lstm_fcn", "data": DATA}
 
 
 def call(*arguments):
-    command = [sys.executable, "experiments/accelerator_run.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return forked.run(ROOT / "experiments" / "accelerator_run.py", arguments, ROOT)
 
 
 def write_counts(folder: Path, counts: np.ndarray, first: int = 0) -> None:

@@ -3,10 +3,9 @@
 import csv
 import itertools
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from comparison import contenders
 from comparison import tables as benchmark_tables
@@ -19,13 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_benchmark(*arguments):
-    return subprocess.run(
-        [sys.executable, "experiments/benchmark.py", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return forked.run(ROOT / "experiments" / "benchmark.py", arguments, ROOT)
 
 
 def test_flops_are_those_of_the_papers():

@@ -1,13 +1,11 @@
 """The compile report: what is read of a compiler's text, its table, and what it refuses."""
 
 import csv
-import os
 import re
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import forked
 import pytest
 from compilation import programs, reading, targets
 
@@ -81,10 +79,8 @@ def test_turns_that_the_text_tells_count():
 
 
 def run(*arguments, **environment):
-    command = [sys.executable, "experiments/compile_report.py", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment, check=False
-    )
+    script = ROOT / "experiments" / "compile_report.py"
+    return forked.run(script, arguments, ROOT, timeout=2000, **environment)
 
 
 @pytest.mark.parametrize(

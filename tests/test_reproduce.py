@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import forked
 import numpy as np
 import pytest
 from reproduction import estimates, figures, jobs, measured, plan, report, tables
@@ -744,9 +745,7 @@ def command(*arguments):
 
 
 def call(folder, *arguments, status=0):
-    done = subprocess.run(
-        command(*arguments), cwd=folder, capture_output=True, text=True, timeout=300
-    )
+    done = forked.run(ROOT / "experiments" / "reproduce.py", arguments, folder)
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     return done

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import types
 
+import forked
 import numpy as np
 import pytest
 
@@ -98,9 +99,7 @@ def test_python_compiles_and_what_it_imports_exists(page):
 @functools.cache
 def known_flags(script: str) -> set[str]:
     """Of a script of the project. One that is not run by absl lists them in its source."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(ROOT / script), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+    done = forked.run(ROOT / script, ["--help"], ROOT)
     assert done.stdout, f"{script} --help says nothing: {done.stderr}"
     return set(re.findall(r"--(?:\[no\])?(\w+)", done.stdout))
 
