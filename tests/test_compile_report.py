@@ -7,7 +7,10 @@ from pathlib import Path
 
 import forked
 import pytest
+from common import flop
 from compilation import programs, reading, targets
+
+from selfens_jax import models
 
 ROOT = Path(__file__).parents[1]
 # A loop over blocks in which two kernels run once, one four times and one in a loop of its own.
@@ -76,6 +79,20 @@ def test_turns_that_the_text_tells_count():
     told = 'body=%inner_body, backend_config={"known_trip_count":{"n":"7"}}'
     found = reading.figures(TEXT.replace("body=%inner_body", told))
     assert found.megacycles == pytest.approx((1000 + 7 * 100) / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("what", "passes"),
+    [
+        ({"what": "certify"}, 100 * 5),
+        ({"what": "train", "networks": 3}, 3 * programs.EXAMPLES * 3),
+        ({"what": "attack"}, 3 * programs.attacks.EXAMPLES_PER_CALL * programs.ATTACK_DRAWS * 5),
+    ],
+)
+def test_operations_are_those_of_the_forward_passes(what, passes):
+    case = programs.Case(target="h100", model="lstm_fcn", length=60, **what)
+    one = flop.of_forward_pass(models.create("lstm_fcn", programs.CLASSES), 60)
+    assert programs._flops(case, draws=100) == passes * one
 
 
 def run(*arguments, **environment):

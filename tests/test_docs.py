@@ -5,9 +5,11 @@ import itertools
 import math
 import pathlib
 import re
+import types
 
 import numpy as np
 import pytest
+from absl import app
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy import stats
@@ -180,6 +182,21 @@ def test_the_picture_of_what_is_covered_can_be_drawn():
         assert 0.99 * radius < np.linalg.norm(reach) < radius * (1 + 1e-6)
     titles = [axes.get_title() for axes in drawn.axes]
     assert len(titles) == len(set(titles)) == 8
+
+
+@pytest.mark.parametrize("study", [figure_bursts, figure_certificate, figure_coverage])
+def test_a_picture_is_written_unless_more_is_asked(study, tmp_path, monkeypatch):
+    path = tmp_path / "picture.png"
+    monkeypatch.setattr(study, "figure", Figure)
+    if study is figure_bursts:
+        monkeypatch.setattr(study, "PICTURE", path)
+    else:
+        monkeypatch.setattr(study, "FLAGS", types.SimpleNamespace(output=path, picture=path))
+    with pytest.raises(app.UsageError, match="unexpected argument 'more'"):
+        study.main(["script", "more"])
+    assert not path.exists()
+    study.main(["script"])
+    assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_picture_of_bursts_can_be_drawn():

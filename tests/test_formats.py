@@ -95,6 +95,7 @@ BAD_TS = [
     (ts_text(ONE, "a b"), ["@classlabel", "'a b'"]),
     (ts_text(ONE, "false"), ["line 6, channel 1, value 1", "'a' is not a number"]),
     (ts_text(["1,2:3,4"], "false"), ["@classLabel says false", "need labels"]),
+    (ts_text(["1,2:3,4"], classLabel=None, targetLabel="false"), ["need labels"]),
     (ts_text(ONE, "true a c"), ["line 7", "'b'", "none of the labels of @classLabel: a, c"]),
     (ts_text(["1,2,3"]), ["line 6", "'1,2,3'", "none of the labels"]),
     (ts_text(["a"]), ["line 6", "no values before the label"]),

@@ -110,6 +110,23 @@ def test_axes_say_what_is_drawn_and_in_which_units(monkeypatch):
     assert "value\n(units of the series)" in found
 
 
+def test_all_of_a_curve_is_in_sight(monkeypatch):
+    curve = {"a": (np.array([1.0, 2.0]), np.array([True, True]))}
+    lengths, shares = np.array([2, 4]), np.array([1.0, 0.0])
+    for draw in (
+        lambda: plots.certified_accuracy_curve(curve, "CBF"),
+        lambda: plots.burst_curve(lengths, shares, 50, "CBF"),
+    ):
+        (axes,) = figure_of(monkeypatch, draw).axes
+        low, high = axes.get_ylim()
+        assert low == 0
+        assert high > 100
+        (line,) = axes.get_lines()
+        right = line.get_xdata().max()
+        assert axes.get_xlim()[0] == 0
+        assert right <= axes.get_xlim()[1] <= 1.1 * right
+
+
 def test_the_share_of_a_series_above_a_burst_curve_is_of_its_length(monkeypatch):
     lengths, shares = np.array([2, 4]), np.array([0.9, 0.5])
     figure = figure_of(monkeypatch, lambda: plots.burst_curve(lengths, shares, 50, "bursts"))
