@@ -178,9 +178,10 @@ class Tests:
         chosen, left = [], self.budget
         candidates = reaching or {*self.named[file], *self._telling(functions)}
         for test in self._ordered(file, candidates, functions):
-            left -= self.seconds[test]
-            if left >= 0 or not chosen or (self._own(file, test) and not reaching):
+            own = self._own(file, test) and not reaching
+            if own or not chosen or self.seconds[test] <= left:
                 chosen.append(test)
+                left -= self.seconds[test]
         return chosen
 
     def _telling(self, functions: frozenset[str]) -> set[str]:

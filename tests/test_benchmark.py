@@ -3,6 +3,8 @@
 import csv
 import itertools
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import forked
@@ -19,6 +21,13 @@ ROOT = Path(__file__).parents[1]
 
 def run_benchmark(*arguments):
     return forked.run(ROOT / "experiments" / "benchmark.py", arguments, ROOT)
+
+
+def test_without_pytorch_jax_is_measured_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # as if it were not installed
+    names = runpy.run_path(contenders.__file__)
+    assert names["torch"] is None
+    assert names["torch_baseline"] is None
 
 
 def test_flops_are_those_of_the_papers():

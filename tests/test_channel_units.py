@@ -149,7 +149,8 @@ def test_a_certificate_holds_in_own_units():
 
 
 @pytest.mark.parametrize(
-    "units", [(1.0, 2.0), (1.0, 0.0, 1.0), (1.0, np.nan, 1.0), ("a", "b", "c")]
+    "units",
+    [(1.0, 2.0), (1.0, 0.0, 1.0), (1.0, np.nan, 1.0), ("a", "b", "c"), (True, True, True)],
 )
 def test_units_that_are_none_are_refused(units):
     with pytest.raises(UserError, match="a positive number for each of 3 channels"):

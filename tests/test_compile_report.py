@@ -2,6 +2,7 @@
 
 import csv
 import re
+import types
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -69,6 +70,46 @@ def test_figures_are_those_of_one_turn_of_the_outer_loop():
     once = (32 + 16) + (16 + 10 + 16 + 32) + 16
     inner = (32 + 32) + (1 + 4 + 4)
     assert found.megabytes == pytest.approx((once + 4 * inner) / 1e6)
+
+
+def test_the_main_loop_is_that_of_the_most_kernels():
+    other = """
+%zone (b: (s32[], f32[4,2])) -> (s32[], f32[4,2]) {
+  %b = (s32[], f32[4,2]{1,0}) parameter(0)
+  %one = f32[4,2]{1,0} fusion(%w), kind=kLoop, calls=%fused
+  ROOT %t = (s32[], f32[4,2]{1,0}) tuple(%i, %one)
+}
+
+ENTRY"""
+    loop = (
+        "  %last = (s32[], f32[4,2]{1,0}) while(%outer), condition=%condition, body=%zone\n  ROOT"
+    )
+    entry = TEXT.index("ENTRY")
+    text = TEXT[:entry] + TEXT[entry:].replace("ENTRY", other, 1).replace(
+        "  ROOT %out", f"{loop} %out"
+    )
+    assert text.count("body=%zone") == 1
+    assert reading.figures(text) == reading.figures(TEXT)
+
+
+@pytest.mark.parametrize("name", targets.TARGETS)
+def test_a_target_is_described_by_what_compiles_for_it(name, monkeypatch):
+    asked = []
+
+    def describe(*words, **options):
+        asked.append((words, options))
+        return types.SimpleNamespace(devices=("a device",))
+
+    monkeypatch.setattr(targets.importlib.util, "find_spec", lambda _: "installed")
+    monkeypatch.setattr(targets.topologies, "get_topology_desc", describe)
+    assert targets.devices(name) == ["a device"]
+    target = targets.TARGETS[name]
+    ((words, options),) = asked
+    if target.kind == "tpu":
+        assert (words, options) == ((target.topology,), {"platform": "tpu"})
+    else:
+        of_device = {"target_config": target.topology, "topology": targets.FOUR}
+        assert (words, options) == ((targets.FOUR,), {"platform": "cuda", **of_device})
 
 
 def test_cycles_that_the_text_does_not_have_are_none():

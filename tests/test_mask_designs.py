@@ -1,12 +1,16 @@
 """The study of mask designs: what it counts, and what it makes of it."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import app
 from studies import mask_designs as study
 
 from selfens_jax import certificates, masks, models, smoothing
+from selfens_jax.errors import UserError
 from selfens_jax.streams import stream
 
 # Two masks, one series of class 1, two draws, three classes.
@@ -83,6 +87,14 @@ def test_a_difference_has_the_error_of_both_means():
     one, other = study.Spread(1.5, 0.3, 0.1), study.Spread(1.0, 0.4, 0.2)
     assert one.cells(other, 25, 1, 2) == ["1.50", "+0.50 (0.10)", "0.30", "0.10"]
     assert one.cells(one, 25, 100, 0) == ["150", "", "30", "10"]
+
+
+def test_a_word_too_many_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(study, "FLAGS", types.SimpleNamespace(run_dir=tmp_path / "none"))
+    with pytest.raises(app.UsageError, match="unexpected argument 'more'"):
+        study.main(["script", "more"])
+    with pytest.raises(UserError, match="none"):
+        study.main(["script"])
 
 
 def test_only_right_certificates_count():

@@ -4,10 +4,13 @@ import json
 import pathlib
 import subprocess
 import time
+import types
 
 import numpy as np
 import pytest
 from test_scripts import RUN, TINY, call, command, error_of, make_npz
+
+from selfens_jax import counting
 
 CERTIFY = ("--num_draws=60", "--num_masks=2", "--num_examples=8")
 
@@ -45,6 +48,14 @@ def test_test_series_have_the_seed_of_the_run_unless_another_is_asked_for(traine
     assert seed == 0
     _, seed = certified(trained, "random", "--dataset=own.npz", "--noise_seed=random")
     assert seed > 0
+
+
+def test_a_seed_that_another_process_forgot_is_forgotten(tmp_path):
+    seed = types.SimpleNamespace(seed_file=tmp_path / ".noise_seed.json")
+    seed.seed_file.touch()
+    for _ in range(2):
+        counting.Job.forget_seed(seed)
+        assert not seed.seed_file.exists()
 
 
 def test_a_command_that_was_killed_goes_on_with_its_seed(trained):

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from scipy import stats
 from studies import objectives as study
 from test_scripts import ROOT, make_npz
 
+from selfens_jax.certificates import certify_counts
 from selfens_jax.errors import UserError
+from selfens_jax.runs import records
 
 CELL = study.Cell("CBF", "lstm_fcn", "mc", 0.8, "two_views", 0, 50, 100, None, passes=100)
 
@@ -151,6 +154,34 @@ def test_radii_in_the_units_of_the_series_are_compared_over_sigmas():
         ["CBF", "lstm_fcn", "mc", "1.6", *sizes, "1", "**75.0**", "**50.0**", "**25.0**"],
         ["Own", "lstm_fcn", "mc", "0.8", *sizes, "1", "**75.0**", "**25.0**", "0.0"],
     ]
+
+
+def test_a_cell_has_the_votes_of_its_latest_certification(tmp_path):
+    settings = {"ensemble": "single", "sigma": CELL.sigma, "num_draws": CELL.num_draws}
+    settings |= {"data": {"name": "CBF", "source": "file", "classes": ["a", "b"], "num_test": 9}}
+    settings |= {"model": "lstm_fcn"}
+    settings["data"]["scaling"] = "none"
+    votes = np.array([[100, 0], [60, 40], [10, 90]])
+    # The earlier one has the name that comes last.
+    for made, (seed, counts) in enumerate(((9, votes[::-1]), (1, votes))):
+        path = records.write_counts(
+            tmp_path,
+            records.Counts(
+                indices=np.arange(3),
+                counts=counts,
+                labels=np.array([0, 1, 1]),
+                forwards=counts.sum(axis=1),
+                settings=settings | {"noise_seed": seed},
+                seconds=np.zeros(3),
+            ),
+        )
+        os.utime(path, (made, made))
+        path.rename(path.with_name(f"counts-n{CELL.num_draws}-{seed}.npz"))
+    found = study.measured_in(tmp_path, CELL)
+    assert found.share.tolist() == [1.0, 0.4, 0.9]
+    assert found.voted.tolist() == [0, 0, 1]
+    radius = certify_counts(votes, CELL.sigma, study.ALPHA).radius / CELL.sigma
+    assert found.radius.tolist() == [radius[0], 0.0, radius[2]]
 
 
 def test_cells_of_other_sizes_are_not_compared(tmp_path):

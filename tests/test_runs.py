@@ -245,6 +245,11 @@ def test_npz_files_are_never_unpickled(tmp_path):
         runs.read_npz(tmp_path / "missing.npz", ["counts"])
 
 
+def test_tables_have_the_same_bytes_on_every_system(tmp_path):
+    runs.write_csv(tmp_path / "table.csv", ["a", "b"], [{"a": 1, "b": "two, three"}])
+    assert (tmp_path / "table.csv").read_bytes() == b'a,b\n1,"two, three"\n'
+
+
 def test_json_and_npz_are_written_whole_and_reproducibly(tmp_path):
     runs.write_json(tmp_path / "a" / "x.json", {"k": [1]})
     assert read_record(tmp_path / "a" / "x.json") == {"k": [1]}
