@@ -66,6 +66,10 @@ def test_on_a_gpu_fixed_kernels_are_compared_with_the_fastest(monkeypatch):
     steps = {step.name: step for step in accelerator_run.steps(*places, "gpu")}
     names = list(steps)
     assert names[:4] == ["votes-float32", "votes-again", "votes-tensorfloat32", "votes-bfloat16"]
+    for name in names[:4]:
+        precision = name.removeprefix("votes-").replace("again", "float32")
+        assert f"--precision={precision}" in steps[name].command
+        assert f"--output_dir=carried/results/{name}" in steps[name].command
     assert names[4:6] == ["certify-lstm_fcn", "certify-lstm_fcn-fastest"]
     fixed, fastest = (steps[name] for name in names[4:6])
     assert fixed.command[:-1] == fastest.command[:-1]

@@ -464,6 +464,7 @@ def test_a_fit_that_is_interrupted_leaves_the_classifier_as_it_was(clf, monkeypa
 def test_bars_are_shown_if_asked_for(clf, capfd):
     loud = clone(clf).set_params(verbose=1).fit(X, Y)
     assert "training: 100%" in (shown := capfd.readouterr()).err
+    assert "epoch" in shown.err  # of which it tells how many a second
     assert shown.out == ""
     loud.decide(NEW, 0.1)
     assert "certifying: 100%" in (shown := capfd.readouterr()).err

@@ -483,6 +483,14 @@ def test_the_table_names_every_number():
         ({"x": [[1.0], [1.0, 2.0]]}, "a series must be numbers"),
         ({"x": np.ma.masked_array([1.0, 2.0], [0, 1])}, "under a mask"),
         ({"x": np.array([2**53 + 1, 0])}, "float64 cannot hold"),
+        pytest.param(
+            {"x": np.array([np.longdouble("1e400"), 0])},
+            "float64 cannot hold",
+            marks=pytest.mark.skipif(
+                np.finfo(np.longdouble).max <= np.finfo(float).max,
+                reason="NumPy's longest float is float64 here",
+            ),
+        ),
         ({"low": "a"}, "low must be a finite number"),
         ({"low": [[1.0], [1.0, 2.0]]}, "low must be a finite number"),
         ({"low": -1e300, "high": 1e300, "units": (1e-10,)}, "low is too large"),

@@ -10,6 +10,7 @@ import tempfile
 import time
 
 import forked
+import jax
 import numpy as np
 import pytest
 from common import cli
@@ -375,6 +376,29 @@ class TestSomebodyElse:
         remedy = f"{name}/{says} by who runs this" if says else "--output_dir writes elsewhere"
         assert said.partition("; ")[2] == remedy
         assert ("looked for" in absent) == (locked == "run" and bool(says))
+
+    @pytest.mark.parametrize(("mode", "kept"), [(0o555, False), (0o755, True)])
+    def test_programs_are_kept_only_where_they_can_be_written(
+        self, mode, kept, tmp_path, monkeypatch
+    ):
+        with tempfile.TemporaryDirectory() as name:
+            cache = pathlib.Path(name, ".cache", "selfens_jax", "xla")
+            cache.mkdir(parents=True)
+            for path in (cache, *cache.parents[:3]):
+                os.chown(path, NOBODY, NOBODY)
+            cache.chmod(mode)
+            monkeypatch.setenv("HOME", name)
+            monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+            changes = []
+            monkeypatch.setattr(cli, "_drop_torn_programs", changes.append)
+            before = jax.config.jax_compilation_cache_dir
+            os.setresuid(NOBODY, NOBODY, 0)
+            try:
+                cli._keep_compiled_programs()
+            finally:
+                os.setresuid(0, 0, 0)
+                jax.config.update("jax_compilation_cache_dir", before)
+        assert changes == ([cache] if kept else [])
 
     def test_nothing_is_trained_where_nothing_can_be_written(self, copied):
         words = ("--dataset=own.npz", *TRAIN, "--seed=1")

@@ -2,6 +2,7 @@ import io
 
 import numpy as np
 from matplotlib.image import imread
+from PIL import Image
 
 from selfens_jax import plots
 
@@ -61,6 +62,13 @@ def test_perturbations_have_a_row_each_and_show_the_channel_that_changes_most():
     assert not np.array_equal(
         drawn, imread(io.BytesIO(plots.perturbations(original, other, "title $a", note="note")))
     )
+
+
+def test_a_picture_tells_its_title_and_note():
+    figure = plots.new_figure(2, 2)
+    with Image.open(io.BytesIO(plots.png(figure, "a title", "a note"))) as image:
+        assert image.text["Title"] == "a title"
+        assert image.text["Description"] == "a note"
 
 
 def figure_of(monkeypatch, draw):

@@ -289,6 +289,13 @@ def test_planned_work_is_counted_before_any_is_done():
     assert estimates.operations(plan.attack(lstm_fcn, SETTINGS)) == 0
 
 
+def test_the_papers_profile_is_the_papers():
+    paper = plan.PROFILES["paper"]
+    assert (paper.epochs, paper.num_draws, paper.num_examples) == (1000, 1000, None)
+    assert (paper.margin_masks, paper.class_weights) == (100, "balanced")
+    assert paper.attack == ()
+
+
 def test_a_dry_run_says_what_is_left_and_changes_nothing(tmp_path):
     asked = ("--what=table3", "--models=lstm_fcn", "--datasets=CBF", "--sigmas=0.4", "--dry_run")
     done = call(tmp_path, *asked)

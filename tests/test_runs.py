@@ -69,6 +69,51 @@ def test_votes_of_other_settings_are_refused(tmp_path):
         runs.open_log(path, SETTINGS, whole)
 
 
+def test_votes_go_on_whatever_the_order_of_their_settings(tmp_path):
+    path = votes_file(tmp_path)
+    before = runs.read_log(path, SETTINGS, whole)
+    assert runs.read_log(path, dict(reversed(SETTINGS.items())), whole) == before
+
+
+DATA = {"name": "own", "source": "file", "scaling": "none", "num_test": 9, "classes": ["a", "b"]}
+COUNTED = {"sigma": 0.5, "model": "lstm_fcn", "ensemble": "single", "num_draws": 10, "data": DATA}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"counts": np.array([[7, 3, 0], [2, 8, 0]])},  # three classes of two
+        {"counts": np.array([[7, 3], [2, 9]])},  # eleven draws of ten
+        {"labels": np.array([0, 1, 1])},
+        {"labels": np.array([0, 2])},
+        {"labels": np.array([-2, 1])},
+        {"forwards": np.array([10])},
+        {"series_sha256": np.array(["0" * 16])},
+        *({"settings": {k: v for k, v in COUNTED.items() if k != name}} for name in COUNTED),
+        *(
+            {"settings": COUNTED | {"data": {k: v for k, v in DATA.items() if k != name}}}
+            for name in DATA
+        ),
+    ],
+)
+def test_counts_that_are_damaged_are_refused(tmp_path, change):
+    sound = {
+        "indices": np.array([4, 7]),
+        "counts": np.array([[7, 3], [2, 8]]),
+        "labels": np.array([-1, 1]),
+        "forwards": np.array([10, 10]),
+        "series_sha256": np.array(["0" * 16, "1" * 16]),
+    }
+    path = tmp_path / "counts-n10.npz"
+    settings = change.get("settings", COUNTED)
+    with_settings = {"settings": np.array(json.dumps(settings))}
+    runs.write_npz(path, **sound, settings=np.array(json.dumps(COUNTED)))
+    assert records.read_counts(path).counts.tolist() == [[7, 3], [2, 8]]
+    runs.write_npz(path, **(sound | change | with_settings))
+    with pytest.raises(UserError, match="damaged or was not written by certify"):
+        records.read_counts(path)
+
+
 def test_trees_come_back_bit_for_bit(tmp_path):
     tree = {"a": jnp.arange(6.0).reshape(2, 3) / 7, "b": {"step": jnp.int32(3)}}
     runs.save_tree(tmp_path / "tree", tree)
