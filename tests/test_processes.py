@@ -2,9 +2,37 @@
 
 import socket
 import subprocess
+import types
 
+import jax
 import pytest
+from common import processes
 from test_scripts import CERTIFY, RUN, TINY, call, command, make_npz, results, without_time
+
+
+@pytest.mark.parametrize(
+    ("coordinator", "number", "this", "distributed", "joins"),
+    [
+        (None, None, None, False, False),
+        (None, 2, 1, False, False),  # which meet in the folder alone
+        ("host:1234", 2, 1, False, True),
+        (None, None, None, True, True),  # where the cluster says who is who
+    ],
+)
+def test_processes_come_together_if_asked(
+    coordinator, number, this, distributed, joins, monkeypatch
+):
+    given = {"num_processes": number, "process_id": this, "distributed": distributed, "wait": 7.0}
+    asked = types.SimpleNamespace(coordinator=coordinator, **given)
+    joined = []
+    monkeypatch.setattr(processes, "FLAGS", asked)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *words: joined.append(words))
+    monkeypatch.setattr(jax, "process_count", lambda: 5)
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    share = processes.start()
+    assert joined == [(coordinator, number, this)] * joins
+    expected = (3, 5) if joins else (0, 1) if number is None else (1, 2)
+    assert (share.process, share.number, share.wait) == (*expected, 7.0)
 
 
 def free_port() -> int:

@@ -11,6 +11,7 @@ import pathlib
 import numpy as np
 import pytest
 from helpers import read_record
+from reproduction import tables
 from scipy import stats
 from test_recomputed import (
     LABELS,
@@ -148,6 +149,15 @@ def test_the_check_is_that_of_the_formulas(folder):
     noisy = member_logits(members, x, CHOSEN, NUM_DRAWS).astype(float)
     clean = np.stack([one(x) for one in members], axis=1).astype(float)
     assert {found["second"] > found["top"] for found in record["examples"]} == {True, False}
+    of_series, of_ensembles = record["examples"][0], record["examples"][0]["ensembles"][0]
+    computed = {"shrinkage", "keep_squared"}  # by the table
+    assert tables.PARTS.keys() - computed == of_series.keys() - {
+        "index",
+        "top",
+        "second",
+        "ensembles",
+    }
+    assert tables.PREDICTIONS.keys() == of_ensembles.keys() - {"num_masks"}
     for index, found, with_noise, without in zip(
         CHOSEN, record["examples"], noisy, clean, strict=True
     ):

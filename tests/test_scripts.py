@@ -211,8 +211,12 @@ def test_killed_training_goes_on_to_the_same_parameters(tmp_path):
     assert (whole / "history.csv").read_text() == (tmp_path / RUN / "history.csv").read_text()
     digests = [weights_digest(tmp_path, run) for run in (whole, tmp_path / RUN)]
     assert digests[0] == digests[1]
+    # As if it had been killed just before its progress was deleted.
+    (tmp_path / RUN / "progress").mkdir()
     again = call(tmp_path, "train", *arguments)
     assert "already been trained" in again.stderr
+    assert "own (file): 12 training and 12 test series, 16 time steps, 1 channel," in again.stderr
+    assert not (tmp_path / RUN / "progress").exists()
 
 
 def test_a_batch_systems_end_is_an_interruption(tmp_path):

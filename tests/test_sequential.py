@@ -182,6 +182,12 @@ def test_testing_the_draws_that_chose_the_class_would_not_be_valid():
 # 3. How many draws it takes
 
 
+def test_the_smallest_schedule_is_of_single_draws():
+    single = {"num_selection": 1, "first_batch": 1, "block": 1}
+    assert batches(max_draws=2, **single) == (1, 2)
+    assert batches(max_draws=5, growth=1, **single) == (1, 2, 3, 4, 5)
+
+
 def test_clear_cases_take_few_draws():
     edges = batches()
     p0 = certified_share(0.4, 0.8)
