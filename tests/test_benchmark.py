@@ -5,6 +5,7 @@ import itertools
 import re
 import runpy
 import sys
+import time
 from pathlib import Path
 
 import forked
@@ -28,6 +29,12 @@ def test_without_pytorch_jax_is_measured_alone(monkeypatch):
     names = runpy.run_path(contenders.__file__)
     assert names["torch"] is None
     assert names["torch_baseline"] is None
+
+
+def test_what_is_timed_is_done():
+    done = []
+    assert contenders.timed(lambda: done.append(time.sleep(0.05))) >= 0.05
+    assert len(done) == 1
 
 
 def test_flops_are_those_of_the_papers():

@@ -5,6 +5,7 @@ Networks are tiny and hardly trained, so that votes differ and a wrong network w
 
 import copy
 import csv
+import dataclasses
 import functools
 import json
 import os
@@ -459,6 +460,18 @@ def test_a_fit_that_is_interrupted_leaves_the_classifier_as_it_was(clf, monkeypa
     assert vars(again).keys() == before.keys()
     assert all(vars(again)[name] is value for name, value in before.items())
     assert again.config_["sigma"] == clf.config_["sigma"]
+
+
+def test_what_is_not_given_is_as_for_the_commands():
+    given, of_training = (
+        SelfEnsembleClassifier().get_params(),
+        dataclasses.asdict(training.TrainConfig()),
+    )
+    shared = given.keys() & of_training.keys() - {"num_members"}
+    assert {"sigma", "keep", "epochs", "learning_rate", "ensemble"} <= shared
+    assert {name: given[name] for name in shared} == {name: of_training[name] for name in shared}
+    assert (given["num_masks"], given["num_members"]) == (5, 5)  # the paper's
+    assert (given["unequal"], given["missing"], given["scaling"]) == ("refuse", "refuse", "none")
 
 
 def test_bars_are_shown_if_asked_for(clf, capfd):

@@ -83,6 +83,23 @@ def test_what_averaging_brings_is_compared_with_independent_masks(monkeypatch):
     ]
 
 
+def test_the_picture_shows_every_set_and_their_mean(monkeypatch):
+    monkeypatch.setattr(study, "acr", lambda votes, _: float(votes[0, 0]))
+    drawn = []
+    monkeypatch.setattr(study.plots, "png", lambda figure, *_: drawn.append(figure) or b"")
+    logits = np.concatenate([LOGITS] * 5)
+    sets = [study.Answers(logits, np.array([1])), study.Answers(-logits, np.array([1]))]
+    study.figure({"independent": sets, "balanced": sets[:1]}, 2.0, "title")
+    lines = [line.get_xydata() for line in drawn[0].axes[0].get_lines()]
+    assert len(lines) == 2 * 2 * len(study.SIZES)
+    first = lines[: len(lines) // 2]  # the first design's
+    for size, dots, mean in zip(study.SIZES, first[::2], first[1::2], strict=True):
+        heights = [2.0 * each.votes(slice(size))[0, 0] for each in sets]
+        assert dots[:, 1].tolist() == heights
+        assert mean[:, 1].tolist() == [np.mean(heights)] * 2
+        assert mean[:, 0].mean() == pytest.approx(dots[:, 0].mean())
+
+
 def test_a_difference_has_the_error_of_both_means():
     one, other = study.Spread(1.5, 0.3, 0.1), study.Spread(1.0, 0.4, 0.2)
     assert one.cells(other, 25, 1, 2) == ["1.50", "+0.50 (0.10)", "0.30", "0.10"]

@@ -365,6 +365,14 @@ def test_final_statistics_see_noise_and_masks():
     np.testing.assert_allclose(statistics["var"], 1.54, atol=0.21)
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_one_number_that_is_not_finite_is_enough(broken):
+    leaves = {"a": jnp.ones(3), "b": jnp.array([0.0, broken])}
+    training.check_finite({"a": leaves["a"]}, "the network", "train again")
+    with pytest.raises(UserError, match="the network holds numbers that are not finite; train ag"):
+        training.check_finite(leaves, "the network", "train again")
+
+
 def test_without_recalibration_the_running_averages_stay(trained, problem):
     _, states, _ = trained
     trainer = Trainer(TinyNet(), config(recalibration_passes=0), num_examples=20)
