@@ -449,7 +449,7 @@ def run(
             fault: (
                 fault.file,
                 reached_by(sources[fault.file], fault.function),
-                lines_reached.tests(fault, sources[fault.file]) if lines_reached else NONE,
+                lines_reached.tests(fault, sound) if lines_reached else NONE,
             )
             for fault in faults
         }

@@ -54,19 +54,30 @@ class Reached:
 
     lines: dict[str, dict[int, frozenset[str]]]
     seconds: dict[str, float]
-    sources: dict[str, str]  # the hash of each file
+    hashes: dict[str, str]  # of the files with the lines, and of those with the tests
 
-    def tests(self, fault: Fault, source: str) -> frozenset[str]:
+    def tests(self, fault: Fault, root: Path) -> frozenset[str]:
         """Those that reach the statement with the fault; if it is a function's head, its body.
 
-        None if the file is another one than that which was measured, or the statement is in no
-        function: it ran when the file was imported, for all tests.
+        None if its file has changed since, or the statement is in no function: it ran when the
+        file was imported, for all tests. A file of tests that has changed is taken as a whole.
         """
-        if self.sources.get(fault.file) != _hash(source):
+        if not self._is_as_it_was(root, fault.file):
             return frozenset()
-        lines = self.lines.get(fault.file, {})
+        lines, source = self.lines.get(fault.file, {}), (root / fault.file).read_text()
         found = (lines.get(line, frozenset()) for line in _lines_with(source, fault.line))
-        return frozenset().union(*found)
+        tests = frozenset().union(*found)
+        changed = {
+            file
+            for file in {test.partition("::")[0] for test in tests}
+            if not self._is_as_it_was(root, f"tests/{file}")
+        }
+        here = {file for file in changed if (root / "tests" / file).exists()}
+        return frozenset({test for test in tests if test.partition("::")[0] not in changed} | here)
+
+    def _is_as_it_was(self, root: Path, file: str) -> bool:
+        path = root / file
+        return path.exists() and self.hashes.get(file) == _hash(path.read_text())
 
 
 def read(path: Path) -> Reached:
@@ -76,7 +87,7 @@ def read(path: Path) -> Reached:
         file: {int(line): frozenset(names[test] for test in tests) for line, tests in each.items()}
         for file, each in stored["lines"].items()
     }
-    return Reached(lines, stored["seconds"], stored["sources"])
+    return Reached(lines, stored["seconds"], stored["hashes"])
 
 
 def _lines_with(source: str, line: int) -> range:
@@ -166,12 +177,13 @@ def collect(root: Path) -> Reached:
             for line, contexts in data.contexts_by_lineno(file).items():
                 tests = {_test(context, seconds.keys()) for context in contexts} - {""}
                 reached.setdefault(line, set()).update(tests)
-    sources = {file: _hash((root / file).read_text()) for file in lines}
+    files = [*lines, *(f"tests/{name}" for name in seconds if "::" not in name)]
+    hashes = {file: _hash((root / file).read_text()) for file in files}
     frozen = {
         file: {line: frozenset(tests) for line, tests in sorted(each.items()) if tests}
         for file, each in sorted(lines.items())
     }
-    return Reached(frozen, dict(seconds), sources)
+    return Reached(frozen, dict(seconds), hashes)
 
 
 def _test(context: str, known: Container[str]) -> str:
@@ -209,7 +221,7 @@ def write(path: Path, reached: Reached) -> None:
         file: {line: sorted(number[test] for test in tests) for line, tests in each.items()}
         for file, each in reached.lines.items()
     }
-    stored = {"seconds": reached.seconds, "sources": reached.sources, "lines": lines}
+    stored = {"seconds": reached.seconds, "hashes": reached.hashes, "lines": lines}
     path.write_text(json.dumps(stored))
 
 

@@ -204,7 +204,7 @@ def test_tests_that_name_a_file():
     assert "test_scripts.py" in campaign.named_tests(ROOT, "experiments/train.py")
     assert "test_models.py" not in campaign.named_tests(ROOT, "selfens_jax/runs.py")
     # No test imports or runs it: those of the scripts that import it.
-    assert "test_scripts.py" in campaign.named_tests(ROOT, "experiments/common/processes.py")
+    assert "test_scripts.py" in campaign.named_tests(ROOT, "experiments/common/decisions.py")
     assert not set(mutations.LEFT_OUT) & set(mutations.test_files(ROOT))
 
 

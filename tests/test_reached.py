@@ -113,11 +113,27 @@ def test_the_lines_that_tests_reach(found):
         (12, 12),
     ],
 )
-def test_the_tests_of_a_fault(found, line, reached_with):
+def test_the_tests_of_a_fault(found, toy, line, reached_with):
     lines = found.lines["selfens_jax/clamp.py"]
-    fault = faults_made.Fault("", "selfens_jax/clamp.py", "", line, 0, 0, 0, "", "", 0)
-    assert found.tests(fault, LIBRARY) == (lines[reached_with] if reached_with else set())
-    assert found.tests(fault, LIBRARY + "\n") == frozenset()  # another file than was measured
+    expected = lines[reached_with] if reached_with else set()
+    assert found.tests(of_line(line), toy) == expected
+
+
+def of_line(line: int) -> faults_made.Fault:
+    return faults_made.Fault("", "selfens_jax/clamp.py", "", line, 0, 0, 0, "", "", 0)
+
+
+def test_what_has_changed_since_is_not_told_by_its_lines(found, toy, tmp_path):
+    root = tmp_path / "toy"
+    shutil.copytree(toy, root)
+    with (root / "tests" / "test_a.py").open("a") as file:
+        file.write("# another one\n")
+    assert found.tests(of_line(12), root) == {"test_a.py", LOW}
+    (root / "tests" / "test_a.py").unlink()
+    assert found.tests(of_line(12), root) == {LOW}
+    with (root / "selfens_jax" / "clamp.py").open("a") as file:
+        file.write("# another one\n")
+    assert found.tests(of_line(12), root) == frozenset()
 
 
 def test_a_fault_meets_the_tests_that_reach_it(found, toy, tmp_path):
