@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import forked
+import jax
 import pytest
 from common import flop
 from compilation import programs, reading, targets
@@ -110,6 +111,29 @@ def test_a_target_is_described_by_what_compiles_for_it(name, monkeypatch):
     else:
         of_device = {"target_config": target.topology, "topology": targets.FOUR}
         assert (words, options) == ((targets.FOUR,), {"platform": "cuda", **of_device})
+
+
+@pytest.mark.parametrize(("what", "draws"), [("certify", 100), ("train", 0), ("attack", 0)])
+def test_blocks_are_of_the_draws_that_the_target_has(what, draws, monkeypatch):
+    class StopError(Exception):
+        pass
+
+    def lower(case, mesh):
+        assert (case.draws, mesh.size) == (draws, 2)
+        raise StopError
+
+    monkeypatch.setattr(programs.targets, "devices", lambda _: jax.local_devices()[:4])
+    for name in ("_certification", "_training", "_attack"):
+        monkeypatch.setattr(programs, name, lower)
+    with pytest.raises(StopError):
+        programs.compile_case(programs.Case("v5e", what, "lstm_fcn", 128, devices=2))
+
+
+def test_a_choice_is_no_kernel():
+    choice = "  %choice = f32[4]{0} conditional(%i, %w, %w), branch_computations={%add, %add}\n"
+    text = TEXT.replace("  %all =", choice + "  %all =", 1)
+    assert text != TEXT
+    assert reading.figures(text) == reading.figures(TEXT)
 
 
 def test_cycles_that_the_text_does_not_have_are_none():

@@ -314,6 +314,19 @@ def test_a_dry_run_says_what_is_left_and_changes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_a_run_that_is_there_only_what_it_lacks_is_taken(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    for run, counts in ((source, "theirs"), (target, "ours")):
+        runs.save_networks(run, {"w": np.ones(2, np.float32)}, [])
+        (run / "counts-a.npz").write_text(counts)
+    (source / "counts-b.npz").write_text("theirs")
+    (source / "progress").mkdir()
+    assert jobs.take_run(source, target)
+    assert (target / "counts-a.npz").read_text() == "ours"
+    assert (target / "counts-b.npz").read_text() == "theirs"
+    assert not (target / "progress").exists()
+
+
 def test_done_jobs_run_again_only_where_their_results_are_gone(scripts, capfd):
     run_all(scripts, "single")
     lines = (scripts / "jobs.csv").read_text()
@@ -661,6 +674,14 @@ def test_figures_of_curves_show_what_was_measured_and_say_what_was_not(tmp_path)
     assert nothing.figure is None
     nothing.write(tmp_path)
     assert not (tmp_path / "figures").exists()
+
+
+def test_there_is_room_for_the_legend_above_the_margins():
+    drawn = np.random.default_rng(0).normal(size=(1, 500))
+    found = {"mc": measured.Margins(np.arange(1), drawn, 2 * drawn, np.ones(1), [])}
+    for axes in figures.draw_margins(found).axes:
+        tallest = max(bar.get_height() for bar in axes.patches)
+        assert 1.4 * tallest < axes.get_ylim()[1] < 2 * tallest
 
 
 def test_a_network_without_masks_has_its_rows_in_the_theory_table(tmp_path, monkeypatch):
