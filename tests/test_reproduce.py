@@ -17,7 +17,7 @@ import pytest
 from reproduction import estimates, figures, jobs, measured, plan, report, tables
 from scipy import stats
 
-from selfens_jax import runs
+from selfens_jax import models, runs
 from selfens_jax.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -38,6 +38,30 @@ def test_table3_is_every_run_and_its_certification():
     planned = ids("table3")
     assert len(planned) == len(set(planned)) == 6 * 5 * 3 * 4 * 2
     assert "certify runs/CricketZ/macnn/mb/sigma=1.6/seed=0 m=5" in planned
+
+
+def test_every_table_and_figure_is_over_what_the_papers_is():
+    six = {"CBF", "ChlorineConcentration", "CricketX", "CricketY", "CricketZ", "SyntheticControl"}
+    chlorine, cricket = {"ChlorineConcentration"}, {"CricketX"}
+    four, masked = {"single", "de", "mb", "mc"}, {"mb", "mc"}
+    over = {
+        **dict.fromkeys(("table1", "table2", "figure2"), (six, {0.4}, four)),
+        "table3": (six, {0.1, 0.2, 0.4, 0.8, 1.6}, four),
+        "table4": (chlorine | cricket, {0.4}, four),
+        "figure3": (chlorine, {0.4}, four),
+        "figure4": (chlorine, {0.2, 0.4, 0.8, 1.6}, four),
+        "figure5": (chlorine, {0.4}, masked),
+        "figure6": (cricket, {0.4}, masked | {"single"}),
+        "theory": (chlorine, {0.4}, masked | {"single"}),
+    }
+    assert over == {
+        name: (set(grid.datasets), set(grid.sigmas), set(grid.ensembles))
+        for name, grid in plan.GRIDS.items()
+    }
+    assert all(
+        grid.models == (tuple(models.NAMES) if name == "table3" else ("inception_time",))
+        for name, grid in plan.GRIDS.items()
+    )
 
 
 def test_jobs_come_after_what_they_need_and_once():
@@ -682,6 +706,7 @@ def test_there_is_room_for_the_legend_above_the_margins():
     for axes in figures.draw_margins(found).axes:
         tallest = max(bar.get_height() for bar in axes.patches)
         assert 1.4 * tallest < axes.get_ylim()[1] < 2 * tallest
+        assert [text.get_text().split(":")[0] for text in axes.get_legend().get_texts()] == ["mc"]
 
 
 def test_a_network_without_masks_has_its_rows_in_the_theory_table(tmp_path, monkeypatch):
