@@ -84,6 +84,7 @@ COUNTED = {"sigma": 0.5, "model": "lstm_fcn", "ensemble": "single", "num_draws":
     [
         {"counts": np.array([[7, 3, 0], [2, 8, 0]])},  # three classes of two
         {"counts": np.array([[7, 3], [2, 9]])},  # eleven draws of ten
+        {"counts": np.array([[7, 3], [2, 7]])},
         {"labels": np.array([0, 1, 1])},
         {"labels": np.array([0, 2])},
         {"labels": np.array([-2, 1])},
