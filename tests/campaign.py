@@ -46,7 +46,7 @@ import mutations
 import reached
 from faults_made import Fault
 from mutations import Stage
-from reached import Reached
+from reached import Reached, file_of
 from scipy import stats
 
 Path = pathlib.Path
@@ -195,26 +195,22 @@ class Tests:
         telling = self._telling(functions)
 
         def rank(test: str) -> int:
-            own, names = self._own(file, test), _file_of(test) in telling
+            own, names = self._own(file, test), file_of(test) in telling
             return 0 if own and names else 1 if names else 2 if own else 3
 
         return sorted(tests, key=lambda test: (rank(test), self.seconds[test], test))
 
     @staticmethod
     def _own(file: str, test: str) -> bool:
-        return Path(_file_of(test)).stem.endswith(f"_{Path(file).stem}")
+        return Path(file_of(test)).stem.endswith(f"_{Path(file).stem}")
 
     def _stage(self, name: str, tests: Sequence[str]) -> Stage:
         sound = sum(self.seconds[test] for test in tests)
         first = {}  # the tests of a file go together: they share what is made for them
         for test in tests:
-            first.setdefault(_file_of(test), len(first))
-        together = tuple(sorted(tests, key=lambda test: first[_file_of(test)]))
+            first.setdefault(file_of(test), len(first))
+        together = tuple(sorted(tests, key=lambda test: first[file_of(test)]))
         return Stage(name, together, mutations.time_limit(sound))
-
-
-def _file_of(test: str) -> str:
-    return test.partition("::")[0]
 
 
 def reached_by(source: str, function: str) -> frozenset[str]:

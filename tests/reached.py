@@ -3,9 +3,9 @@
     python tests/reached.py REACHED.json [--jobs=2]
 
 Runs all tests once in a copy of the project, but those that `mutations.LEFT_OUT` lists, measured by
-coverage.py; so are the scripts that they start. A test reaches a line if the line ran in it for the
-first time in its process, or in a script of its own: what an earlier test had compiled or kept
-counts for that one. What a script did for a fixture counts for all tests of the file.
+coverage.py; so are the scripts that they start. What an earlier test had made JAX compile, or a
+function keep, counts for that test alone; what a script did for a fixture, for all tests of the
+file.
 """
 
 import argparse
@@ -40,8 +40,6 @@ patch = _exit
 sigterm = true
 disable_warnings = no-data-collected,module-not-measured,dynamic-conflict,already-imported
 """
-
-
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -67,17 +65,18 @@ class Reached:
         lines, source = self.lines.get(fault.file, {}), (root / fault.file).read_text()
         found = (lines.get(line, frozenset()) for line in _lines_with(source, fault.line))
         tests = frozenset().union(*found)
-        changed = {
-            file
-            for file in {test.partition("::")[0] for test in tests}
-            if not self._is_as_it_was(root, f"tests/{file}")
-        }
-        here = {file for file in changed if (root / "tests" / file).exists()}
-        return frozenset({test for test in tests if test.partition("::")[0] not in changed} | here)
+        files = {file_of(test) for test in tests}
+        same = {file for file in files if self._is_as_it_was(root, f"tests/{file}")}
+        changed = {file for file in files - same if (root / "tests" / file).exists()}
+        return frozenset(changed | {test for test in tests if file_of(test) in same})
 
     def _is_as_it_was(self, root: Path, file: str) -> bool:
         path = root / file
         return path.exists() and self.hashes.get(file) == _hash(path.read_text())
+
+
+def file_of(test: str) -> str:
+    return test.partition("::")[0]
 
 
 def read(path: Path) -> Reached:
@@ -167,7 +166,7 @@ def collect(root: Path) -> Reached:
         test, took = json.loads(row)
         name = test.removeprefix("tests/")
         seconds[name] = took
-        seconds[name.partition("::")[0]] += took
+        seconds[file_of(name)] += took
     lines: dict[str, dict[int, set[str]]] = {}
     for path in root.parent.glob("measured.*"):
         data = coverage.CoverageData(str(path))
@@ -198,7 +197,7 @@ def _test(context: str, known: Container[str]) -> str:
             return test
         test, _, phase = test.rpartition(" (")
         if test in known:
-            return test.partition("::")[0] if phase == "setup)" else test
+            return file_of(test) if phase == "setup)" else test
     return ""
 
 
