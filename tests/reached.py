@@ -206,6 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path, metavar="REACHED.json")
     parser.add_argument("--jobs", type=int, default=2, help="processes of pytest")
     options = parser.parse_args(arguments)
+    print("all tests run once, which takes longer than without measuring", flush=True)
     try:
         write(options.file, measure(mutations.ROOT, options.jobs))
     except RuntimeError as error:
