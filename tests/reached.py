@@ -40,6 +40,10 @@ patch = _exit
 sigterm = true
 disable_warnings = no-data-collected,module-not-measured,dynamic-conflict,already-imported
 """
+# This file is found in the folder of tests by pytest alone, not by the scripts that tests start.
+PYTEST = (
+    "import os, sys, pytest; sys.path.append(os.path.abspath('tests')); sys.exit(pytest.main())"
+)
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -147,9 +151,8 @@ def measure(source: Path, jobs: int) -> Reached:
         workers = ("-n", str(jobs), "--dist", "loadfile", "-p", "no:cacheprovider")
         done = mutations.run_python(
             root,
-            *("-m", "pytest", "--quiet", "-p", "reached", *workers, *ignored, "tests"),
+            *("-c", PYTEST, "--quiet", "-p", "reached", *workers, *ignored, "tests"),
             limit=mutations.SOUND_LIMIT,
-            PYTHONPATH=f"{root}:{Path(__file__).parent}",
             COVERAGE_PROCESS_START=str(configuration),
         )
         if done.returncode:

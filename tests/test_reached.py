@@ -60,6 +60,12 @@ def test_made(made):
     assert made == b"0\\n"
 def test_fork():
     assert forked.run(SCRIPT, ["high"], SCRIPT.parent).stdout == "9\\n"
+def test_scripts_do_not_find_what_is_for_tests():
+    script = SCRIPT.with_name("find.py")
+    script.write_text("import reached")
+    assert "No module named 'reached'" in forked.run(script, [], SCRIPT.parent).stderr
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert "No module named 'reached'" in done.stderr
 """
 HIGH, LOW = "test_b.py::test_fork", "test_b.py"
 
@@ -78,7 +84,8 @@ def toy(tmp_path_factory) -> Path:
     }.items():
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text(text)
-    shutil.copy(ROOT / "tests" / "forked.py", root / "tests")
+    for name in ("forked", "reached", "mutations", "faults_made"):
+        shutil.copy(ROOT / "tests" / f"{name}.py", root / "tests")
     return root
 
 
