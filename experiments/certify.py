@@ -13,7 +13,7 @@ A killed command, started again, goes on and ends with the same files.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def main() -> None:
         counted = records.read_counts(path)
         alpha = alpha_of_each(len(counted.indices))
         num_classes = len(counted.settings["data"]["classes"])
-        check_budget(counted.settings["num_draws"], num_classes, alpha)
+        check_budget(counted.settings["num_draws"], num_classes, alpha, path)
         folder = trained.output_folder(path.parent)
         return write(counted, folder, path.stem.removeprefix("counts-"))
     share = processes.start()
@@ -168,7 +168,7 @@ def make_job(run: Path, config: dict[str, Any], batch_size: int) -> counting.Job
     chosen = counting.evenly_spaced(FLAGS.num_examples, len(x))
     noisy = not FLAGS["burst"].present or double_masking.under_noise()
     if noisy:
-        check_noise(x[chosen], config["sigma"], config["data"].get("units", ()))
+        check_noise(x[chosen], config)
     if FLAGS.alpha_total is not None:
         alpha = alpha_of_each(len(chosen))
         check_budget(FLAGS.num_draws, len(config["data"]["classes"]), alpha)
@@ -222,15 +222,16 @@ def load_series(run: Path, config: dict[str, Any]) -> tuple[np.ndarray, np.ndarr
     return series.x, labels, {"series": {**described, **prepared}}
 
 
-def check_noise(x: np.ndarray, sigma: float, units: Sequence[float]) -> None:
+def check_noise(x: np.ndarray, config: dict[str, Any]) -> None:
     """Raises UserError, before anything is written, for series that are too large for the noise."""
+    sigma, described = config["sigma"], config["data"]
     try:
-        check_resolution(x, sigma, units)
+        check_resolution(x, sigma, described.get("units", ()))
         if grid := trained.grid_setting(sigma):
             noise.check_grid(grid["grid"], sigma, x)
     except UserError as error:
-        place = "" if FLAGS.series is None else f"{paths.shown(FLAGS.series)}: "
-        raise UserError(f"{place}{error}") from None
+        given = described["name"] if FLAGS.series is None else FLAGS.series
+        raise UserError(f"{paths.shown(given)}: {error}") from None
 
 
 def check_flags() -> None:
@@ -298,14 +299,16 @@ def alpha_of_each(num_examples: int) -> float:
     return metrics.alpha_of_each(FLAGS.alpha_total, num_examples)
 
 
-def check_budget(num_draws: int, num_classes: int, alpha: float) -> None:
-    """Raises UserError if nothing could be certified with so many draws."""
+def check_budget(
+    num_draws: int, num_classes: int, alpha: float, where: str | Path = "--num_draws"
+) -> None:
+    """Raises UserError, which begins with `where`, if so many draws could certify nothing."""
     if FLAGS.paper:
         return  # which never abstains
     try:
         certificates.check_budget(num_draws, alpha, num_classes, FLAGS.interval, FLAGS.bound)
     except UserError as error:
-        raise UserError(f"--num_draws: {error}") from None
+        raise UserError(f"{where}: {error}") from None
 
 
 class Progress:

@@ -19,7 +19,7 @@ from absl import flags
 from common import cli, trained
 from tqdm import tqdm
 
-from selfens_jax import bursts, data, locks, models, runs, training
+from selfens_jax import bursts, data, locks, models, paths, runs, training
 from selfens_jax.blocks import PRECISIONS
 from selfens_jax.errors import UserError, check_resolution
 
@@ -76,7 +76,11 @@ def main() -> None:
     if FLAGS.burst is not None:
         bursts.windows(dataset.length, FLAGS.burst)  # refuses one that is too long
     for sigma in {config.sigma for config in configs} - {0.0}:
-        check_resolution(np.concatenate([dataset.x_train, dataset.x_test]), sigma, dataset.units)
+        every = np.concatenate([dataset.x_train, dataset.x_test])
+        try:
+            check_resolution(every, sigma, dataset.units)
+        except UserError as error:
+            raise UserError(f"{paths.shown(FLAGS.dataset)}: {error}") from None
     folders = [
         runs.directory(
             FLAGS.runs_dir, dataset.name, FLAGS.model, config.ensemble, config.sigma, config.seed

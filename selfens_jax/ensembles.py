@@ -197,6 +197,9 @@ def _remedy(logits: jax.Array | np.ndarray, num_series: int) -> str:
     shape = logits.shape
     if logits.dtype.kind in "OSU":
         return "return scores or, as class indices, np.searchsorted(classes, labels)"
+    if logits.dtype.kind in "biu" and shape in ((num_series,), (num_series, 1)):
+        labels = "labels" if len(shape) == 1 else "labels[:, 0]"
+        return f"return scores or, as class indices, {labels}.astype(int)"
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         return "return scores; labels are scored by jax.nn.one_hot(labels, num_classes)"
     if shape in ((num_series,), (num_series, 1)):

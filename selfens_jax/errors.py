@@ -98,7 +98,7 @@ def check_resolution(x: np.ndarray, sigma: float, units: Sequence[float] = ()) -
             f"values up to {largest:g} with noise of sigma {sigma:g} overflow float32: rescale both"
         )
     if step > sigma / 64:
-        remedy = "rescale both"
+        remedy = f"a sigma of at least {64 * step:.3g} is needed, or series that reach less far"
         channels = x.reshape(-1, x.shape[-1]).astype(np.float64)
         if x.size and np.ptp(channels, axis=0).max() < largest:
             middle = (channels.max(axis=0) + channels.min(axis=0)) / 2

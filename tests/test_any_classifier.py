@@ -273,8 +273,8 @@ def needs_gradient(x):
 OF_WRONG_FORM = {
     "labels": (lambda x: np.array(["a", "b", "c"])[best(x)], "<U1 of shape (20,)", "searchsorted"),
     "objects": (lambda x: best(x).astype(object), "object of shape (20,)", "searchsorted"),
-    "truth values": (lambda x: best(x) > 0, "bool of shape (20,)", "one_hot"),
-    "a column of indices": (lambda x: best(x)[:, None], "int64 of shape (20, 1)", "scores"),
+    "truth values": (lambda x: best(x) > 0, "bool of shape (20,)", "labels.astype(int)"),
+    "a column": (lambda x: best(x)[:, None], "int64 of shape (20, 1)", "labels[:, 0].astype(int)"),
     "whole scores": (lambda x: on_host(x).astype(int), "int64 of shape (20, 3)", "return scores"),
     "indices as floats": (lambda x: best(x) / 1, "of shape (20,)", "a class index an integer"),
     "one score": (lambda x: on_host(x)[:, :1], "(20, 1)", "jnp.stack([-z, z]"),

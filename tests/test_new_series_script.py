@@ -436,6 +436,18 @@ BAD = {
     ),
     "text in a field": ("text.csv", "line 2, column 6: 'abc' is not a number"),
     "labels or none": ("bare/gaps.csv", "does not tell whether the first is a label", *PREPARE),
+    "no labels where they were said to be": (
+        "bare/new.csv",
+        "has series of 15 time steps and 1 channel; the run needs 16 time steps and 1 channel; it "
+        "was said that the first field of a line is a label: leave that out",
+        "--labelled",
+    ),
+    "labels where none were said to be": (
+        "numbered.csv",
+        "it was said that the first field of a line is not a label: leave that out",
+        "--nolabelled",
+    ),
+    "values far from zero": ("far.npz", "subtract a constant from all series, such as 99999"),
     "labels of arrays": ("bare/new.npz", "labelled is for .csv, .tsv and .txt files", "--labelled"),
 }
 
@@ -447,7 +459,9 @@ def bad(folder):
     np.savez(folder / "gap.npz", X=X)
     np.savez(folder / "short.npz", X=one[:, :12])
     np.savez(folder / "two.npz", X=np.stack([one, one], axis=2))
+    np.savez(folder / "far.npz", X=one * 1e-3 + 1e9)
     rows = one.tolist()
+    write(folder / "numbered.csv", lines(rows, ",", ["1", "2"] * (len(rows) // 2)))
     write(folder / "run.tsv", lines(rows, "\t", [*LABELS[:2], "run", *LABELS[3:]]))
     rows[1][5] = "abc"
     write(folder / "text.csv", lines(rows, ","))

@@ -319,13 +319,17 @@ def assert_figure(path: pathlib.Path, drawn: bytes, title: str, note: str) -> No
     assert path.read_bytes() == drawn
 
 
-def printed(title: str, statement: str, scaling: str, table: list, written) -> str:
+def printed(
+    title: str, statement: str, scaling: str, table: list, written, on_grid: bool = True
+) -> str:
     """What certify.py prints; table: (what, value, format of the value)."""
+    less_sure = "  noise: in float32, for which this is not proven whatever the classifier is"
     lines = [f"  {what:<44} {value:{form}}" for what, value, form in table]
     return "\n".join(
         [
             title,
             f"  {statement}",
+            *([] if on_grid else [less_sure]),
             f"  series: own (file), scaling {scaling}; radii are L2 norms in their units",
             *lines,
             f"  written to {written}",
@@ -839,7 +843,8 @@ def test_certificates_are_those_of_the_counts(folder, name, how):
         "settings": settings,
         "series_sha256": case.hashes(),
     }
-    lines = printed(case.title, how.statement, case.scaling, table, f"{stem}.tsv (.json, .png)")
+    written, on_grid = f"{stem}.tsv (.json, .png)", "grid" in settings
+    lines = printed(case.title, how.statement, case.scaling, table, written, on_grid)
     assert said.stdout.startswith(lines)
     assert len(said.stdout.removeprefix(lines).splitlines()) == 7 * valid
     note = f"{how.statement}; series: own (file), scaling {case.scaling}"

@@ -416,8 +416,50 @@ def test_too_few_draws_are_refused_from_saved_counts_too(trained):
     call(trained, "certify", "--dataset=own.npz", *CERTIFY[:2], "--num_draws=11", "--num_masks=1")
     (counts,) = results(trained, "counts-n11-*.npz")
     line = error_of(trained, "certify", f"--from_counts={counts}", "--alpha=0.0005")
-    assert "11 draws can certify nothing at alpha 0.0005" in line
+    assert line.startswith(f"error: {counts}: 11 draws can certify nothing at alpha 0.0005")
+    (trained / "counts-other.npz").write_bytes(b"no archive of arrays")
+    line = error_of(trained, "certify", "--from_counts=counts-other.npz")
+    said = "counts-other.npz cannot be read: it is no .npz file; move it away if it is damaged"
+    assert line == f"error: {said}"
     call(trained, "certify", f"--from_counts={counts}", "--paper")  # which abstains from nothing
+
+
+def test_series_too_far_from_zero_are_named(tmp_path):
+    make_npz(tmp_path / "own.npz")
+    with np.load(tmp_path / "own.npz") as arrays:
+        given = dict(arrays)
+    given["X_test"] = given["X_test"] + 1e9
+    np.savez(tmp_path / "apart.npz", **given)
+    given["X_train"] = given["X_train"] + 1e9
+    np.savez(tmp_path / "far.npz", **given)
+    words = ("--model=lstm_fcn", "--sigma=0.5")
+    line = error_of(tmp_path, "train", "--dataset=far.npz", *words)
+    assert line.startswith("error: far.npz: the series reach 1e+09, where the step of float32, 64,")
+    assert "subtract a constant from all series, such as 1e+09" in line
+    line = error_of(tmp_path, "train", "--dataset=apart.npz", *words)
+    assert line.startswith("error: apart.npz: the series reach 1e+09")
+    assert "a sigma of at least 4.1e+03 is needed, or series that reach less far" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    make_npz(tmp_path / "own.npz")
+    (tmp_path / "file").touch()
+    line = error_of(tmp_path, "train", "--dataset=own.npz", *TINY, "--runs_dir=file")
+    assert line.endswith(f"{tmp_path / 'file'} is not a folder")
+
+
+def test_new_series_need_a_run(trained):
+    np.savez(trained / "new.npz", X=np.zeros((2, 16)))
+    line = error_of(trained, "certify", "--series=new.npz", "--num_draws=40")
+    assert line.endswith("--run_dir=RUN says by which run --series is to be certified")
+
+
+def test_noise_of_float32_is_said_to_be_less_sure(trained):
+    words = ("--dataset=own.npz", *CERTIFY, "--num_examples=2")
+    done = call(trained, "certify", *words, "--noise=float32")
+    assert "\n  noise: in float32, for which this is not proven whatever the" in done.stdout
+    assert "  noise: " not in call(trained, "certify", *words).stdout
 
 
 def test_the_command_that_trains_a_missing_run_can_be_pasted(trained):

@@ -303,6 +303,8 @@ def print_summary(
     """
     print(title)
     print(f"  {statement}")
+    if "noise_seed" in settings and "grid" not in settings:
+        print("  noise: in float32, for which this is not proven whatever the classifier is")
     units = settings["data"].get("units")
     said = "L2 norms in their units"
     if units:
@@ -428,6 +430,8 @@ def _of_files(error: OSError) -> str:
         return f"{reason}: is the current folder still there?"
     remedy, path = "", Path(os.fsdecode(error.filename))
     nearest = next((place for place in (path, *path.parents) if os.path.exists(place)), None)
+    if isinstance(error, NotADirectoryError):
+        return f"{path}: {nearest} is not a folder"
     # What is there was to be read; what is not, in a folder that cannot be entered, was either.
     right = os.R_OK if nearest == path else os.X_OK
     if nearest is not None and not os.access(nearest, right, effective_ids=EFFECTIVE_IDS):

@@ -101,7 +101,7 @@ def load_series(
 
     split = Split(shown, None, channels_first)
     part = split.prepare(X, how, length)
-    _check_size(split, part.x.shape[1:], (length, num_channels))
+    _check_size(split, part.x.shape[1:], (length, num_channels), labelled)
     indices = None if y is None else _indices(split, y, classes, len(part.x))
     x = split.to_float32(part, scaling, units)
     rows = tuple(map(series_digest, x))
@@ -132,13 +132,21 @@ def check_new_series(
     return split.to_float32(part, described["scaling"], described.get("units", ()))
 
 
-def _check_size(split: Split, size: tuple[int, ...], needed: tuple[int, int]) -> None:
-    """Refuses series of another (T, C) than the run needs."""
+def _check_size(
+    split: Split, size: tuple[int, ...], needed: tuple[int, int], labelled: bool | None = None
+) -> None:
+    """Refuses series of another (T, C) than the run needs.
+
+    labelled: what was said of the lines of a text file.
+    """
     if size == needed:
         return
     remedy = ""
     if size == needed[::-1]:
         remedy = f"; {split.other_order}"
+    elif labelled is not None and size[0] == needed[0] + (-1 if labelled else 1):
+        first = "is" if labelled else "is not"
+        remedy = f"; it was said that the first field of a line {first} a label: leave that out"
     elif size[1] == needed[1]:
         remedy = " (unequal=pad, cut or resample makes them so)"
     has, needs = (

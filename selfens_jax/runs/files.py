@@ -96,4 +96,6 @@ def read_npz(
         raise UserError(f"{path} lacks the array {error}; it is not a file of this kind") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, ValueError) and not zipfile.is_zipfile(path):
+            reason = "it is no .npz file"  # where NumPy tells how to read it without safety
         raise UserError(f"{path} cannot be read: {reason}; move it away if it is damaged") from None
