@@ -109,7 +109,14 @@ def main() -> None:
         ]
         # Side by side are those that have come equally far.
         for done in sorted({run.done for run in todo}, reverse=True):
-            train([run for run in todo if run.done == done], dataset)
+            together = [run for run in todo if run.done == done]
+            try:
+                train(together, dataset)
+            except UserError as error:
+                if len(together) == 1:
+                    raise
+                others = "the runs beside it stop too; without it they go on from their last epoch "
+                raise UserError(f"{error}; {others}that was saved") from None
 
 
 def is_trained(run: Path) -> bool:

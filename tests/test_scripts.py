@@ -649,6 +649,15 @@ def test_several_runs_are_all_there_before_one_is_certified(trained, flags, says
     assert_refused(trained, says, "certify", CERTIFY[0], *CERTIFY[2:], *flags)
 
 
+def test_one_run_that_diverges_stops_those_beside_it(tmp_path):
+    make_npz(tmp_path / "own.npz")
+    words = ("--dataset=own.npz", "--model=lstm_fcn", "--epochs=1")
+    line = error_of(tmp_path, "train", *words, "--sigmas=0.5,1e30")
+    assert "training diverged (sigma 1e+30, seed 0)" in line
+    assert line.endswith("; without it they go on from their last epoch that was saved")
+    call(tmp_path, "train", *words, "--sigma=0.5")
+
+
 def test_one_run_trained_otherwise_refuses_all_before_anything_is_written(trained):
     several = ("--model=lstm_fcn", "--epochs=5", "--sigmas=0.75,0.5")  # 0.5 had 4 epochs
     assert_refused(trained, "epochs is 4, not 5", "train", *several)
