@@ -75,12 +75,12 @@ def main() -> None:
     dataset = cli.load_data(FLAGS)
     if FLAGS.burst is not None:
         bursts.windows(dataset.length, FLAGS.burst)  # refuses one that is too long
-    for sigma in {config.sigma for config in configs} - {0.0}:
-        every = np.concatenate([dataset.x_train, dataset.x_test])
-        try:
+    every = np.concatenate([dataset.x_train, dataset.x_test])
+    try:
+        for sigma in {config.sigma for config in configs} - {0.0}:
             check_resolution(every, sigma, dataset.units)
-        except UserError as error:
-            raise UserError(f"{paths.shown(FLAGS.dataset)}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{paths.shown(FLAGS.dataset)}: {error}") from None
     folders = [
         runs.directory(
             FLAGS.runs_dir, dataset.name, FLAGS.model, config.ensemble, config.sigma, config.seed

@@ -91,7 +91,9 @@ def _script(
         os.dup2(file, stream)
     os.environ.clear()
     os.environ.update(variables)
-    if coverage := sys.modules.get("coverage"):  # of reached.py
+    if "COVERAGE_PROCESS_START" in variables:  # by reached.py
+        import coverage
+
         coverage.Coverage.current().switch_context(os.environ["PYTEST_CURRENT_TEST"])
     if DEVICES in variables:
         jax.config.update("jax_num_cpu_devices", int(variables[DEVICES]))

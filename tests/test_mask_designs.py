@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from absl import app
 from studies import mask_designs as study
+from test_plots import figure_of
 
 from selfens_jax import certificates, masks, models, smoothing
 from selfens_jax.errors import UserError
@@ -85,12 +86,11 @@ def test_what_averaging_brings_is_compared_with_independent_masks(monkeypatch):
 
 def test_the_picture_shows_every_set_and_their_mean(monkeypatch):
     monkeypatch.setattr(study, "acr", lambda votes, _: float(votes[0, 0]))
-    drawn = []
-    monkeypatch.setattr(study.plots, "png", lambda figure, *_: drawn.append(figure) or b"")
     logits = np.concatenate([LOGITS] * 5)
     sets = [study.Answers(logits, np.array([1])), study.Answers(-logits, np.array([1]))]
-    study.figure({"independent": sets, "balanced": sets[:1]}, 2.0, "title")
-    lines = [line.get_xydata() for line in drawn[0].axes[0].get_lines()]
+    designs = {"independent": sets, "balanced": sets[:1]}
+    (axes,) = figure_of(monkeypatch, lambda: study.figure(designs, 2.0, "title")).axes
+    lines = [line.get_xydata() for line in axes.get_lines()]
     assert len(lines) == 2 * 2 * len(study.SIZES)
     first = lines[: len(lines) // 2]  # the first design's
     for size, dots, mean in zip(study.SIZES, first[::2], first[1::2], strict=True):

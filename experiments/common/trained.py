@@ -108,9 +108,10 @@ def find_run(
         every = [(sigma, seed)] if own is None else cli.every_run()
         missing = [each for each in every if not runs.is_finished(_run_of(*each))]
         more = f", and so it is with {len(missing) - 1} more" if len(missing) > 1 else ""
-        remedy = f"this trains {'them' if more else 'it'}: {train_command(missing)}"
         if "series" in FLAGS and FLAGS.series is not None and not FLAGS["dataset"].present:
             remedy = "--run_dir=RUN says by which run --series is to be certified"
+        else:
+            remedy = f"this trains {'them' if more else 'it'}: {train_command(missing)}"
         raise UserError(f"the run {run} {state}{more}; {remedy}")
     config = runs.read_config(run)
     differences = runs.differences(training.completed(config), asked)
