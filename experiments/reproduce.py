@@ -74,7 +74,7 @@ def main() -> None:
             known = ", ".join(plan.GRIDS[name].ensembles)
             raise UserError(f"--ensembles leaves nothing of {name}, which has {known}")
     if FLAGS.dry_run:
-        todo = plan.all_jobs({name: grids[name] for name in names}, settings, FLAGS.profile)
+        todo, _ = planned(names, grids, settings, results_dir)
         print(estimates.text(todo, results_dir))
         return
     with locks.held(results_dir / ".lock", f"a reproduction in {results_dir}"):
@@ -89,12 +89,11 @@ def reproduce(
         runs.write_json(results_dir / "settings.json", dataclasses.asdict(settings))
     if FLAGS.merge is not None:
         jobs.merge(results_dir, Path(FLAGS.merge))
-    todo = plan.all_jobs({name: grids[name] for name in names}, settings, FLAGS.profile)
+    todo, alone = planned(names, grids, settings, results_dir)
     if todo:
         limit = None if FLAGS.time_limit is None else 60 * FLAGS.time_limit
         common = [f"--data_dir={FLAGS.data_dir}"] if FLAGS.data_dir is not None else []
         common += [] if FLAGS.compilation_cache else ["--nocompilation_cache"]
-        alone = timed_alone(names, grids, settings)
         jobs.run_all(todo, results_dir, common, limit, FLAGS.side_by_side, alone)
     shown = plan.NAMES if FLAGS.report else names
     made = make({name: grids[name] for name in shown}, settings, results_dir)
@@ -107,6 +106,17 @@ def reproduce(
         )
         print(f"written to {file}")
     say_what_is_left(todo, results_dir)
+
+
+def planned(
+    names: tuple[str, ...], grids: dict[str, Grid], settings: Settings, results_dir: Path
+) -> tuple[list[jobs.Job], set[str]]:
+    """The jobs of the tables and figures asked for, and the ids of those timed alone."""
+    every = plan.all_jobs({name: grids[name] for name in names}, settings, FLAGS.profile)
+    alone = timed_alone(names, grids, settings)
+    outcomes = jobs.read(results_dir).values()
+    failed = {outcome.id for outcome in outcomes if outcome.status == jobs.FAILED}
+    return plan.with_members_taken(every, alone | failed), alone
 
 
 def timed_alone(names: tuple[str, ...], grids: dict[str, Grid], settings: Settings) -> set[str]:

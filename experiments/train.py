@@ -3,6 +3,7 @@
     python experiments/train.py --dataset=CBF --sigma=0.8
     python experiments/train.py --dataset=CBF --sigmas=0.1,0.4,0.8 --seeds=0,1,2
     python experiments/train.py --dataset=CBF --sigma=0.8 --objective=consistency
+    python experiments/train.py --dataset=CBF --sigma=0.8 --ensemble=single --member_of_de
 
 A killed run, started again, goes on and ends with the same parameters.
 """
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 from common import cli, trained
@@ -37,6 +39,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float("learning_rate", _DEFAULTS.learning_rate, "Adam's first learning rate.")
 flags.DEFINE_integer("num_members", 5, "Networks of a deep ensemble (--ensemble=de).")
+flags.DEFINE_bool(
+    "member_of_de",
+    False,
+    "Train nothing: take the first network of the deep ensemble that was trained with the same "
+    "flags, which is the one that --ensemble=single would train.",
+)
 flags.DEFINE_integer(
     "burst", None, "Steps of the bursts that certify.py --burst is to certify (--ensemble=mw)."
 )
@@ -95,12 +103,19 @@ def main() -> None:
         for folder, config, wanted in zip(folders, configs, asked, strict=True)
         if FLAGS.overwrite or not is_trained(folder)
     ]
+    if FLAGS.member_of_de:
+        for *_, wanted in open_ones:
+            deep_ensemble_of(wanted)  # refuses before anything is written
     with contextlib.ExitStack() as stack:
         for folder, *_ in open_ones:
             what = f"the training, or other work on, {folder}"
             stack.enter_context(locks.held(trained.lock_of(folder), what))
         for folder, _, wanted in open_ones:
             refuse_another(folder, wanted)  # what another process may have trained meanwhile
+        if FLAGS.member_of_de:
+            take_members([(folder, wanted) for folder, _, wanted in open_ones])
+            return
+        for folder, _, wanted in open_ones:
             prepare(folder, wanted)
         todo = [
             open_run(folder, config, dataset)
@@ -142,6 +157,8 @@ def check_flags() -> list[training.TrainConfig]:
             "--ensemble=mw hides windows, and --burst says how long the bursts are that they are "
             "for: give both, or neither"
         )
+    if FLAGS.member_of_de and FLAGS.ensemble != "single":
+        raise UserError("--member_of_de makes a run of --ensemble=single; give that too")
     cli.check_precision()
     names = ("consistency_weight", "entropy_weight")
     weights: dict[str, Any] = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}
@@ -200,6 +217,58 @@ def prepare(run: Path, asked: dict[str, Any]) -> None:
         shutil.rmtree(run)
     if not runs.is_begun(run):
         runs.write_json(file, {**asked, "versions": runs.versions()})
+
+
+def take_members(wanted: list[tuple[Path, dict[str, Any]]]) -> None:
+    """Makes finished runs of the first networks of deep ensembles, whose random keys are theirs.
+
+    Args:
+      wanted: run directories, and what is asked of each.
+
+    Raises:
+      UserError: if there is no such deep ensemble; nothing is written then.
+    """
+    with contextlib.ExitStack() as stack:
+        sources = []
+        for _, asked in wanted:
+            source = deep_ensemble_of(asked)
+            lock = locks.held(trained.lock_of(source), f"the training of {source}", shared=True)
+            stack.enter_context(lock)
+            sources.append((source, *runs.load_networks(source)[1:], runs.read_history(source)))
+        for (folder, asked), (source, variables, config, history) in zip(
+            wanted, sources, strict=True
+        ):
+            shutil.rmtree(folder, ignore_errors=True)  # what was begun of the same network
+            origin = {"run": str(source), "weights_sha256": runs.digest(variables)}
+            record = {**asked, "member_of": origin, "versions": config["versions"]}
+            runs.write_json(folder / "config.json", record)
+            first = jax.tree.map(lambda leaf: leaf[:1], variables)
+            runs.save_networks(folder, first, [row for row in history if row["member"] == 0])
+            cli.say(f"the first network of {source}")
+            print(folder)
+
+
+def deep_ensemble_of(asked: dict[str, Any]) -> Path:
+    """The run of the deep ensemble trained as `asked` says of a single network.
+
+    Raises:
+      UserError: if there is none.
+    """
+    name, sigma, seed = asked["data"]["name"], asked["sigma"], asked["seed"]
+    run = runs.directory(FLAGS.runs_dir, name, asked["model"], "de", sigma, seed)
+    if not runs.is_finished(run):
+        raise UserError(
+            f"the deep ensemble {run} has not been trained; --ensemble=de, with the other flags as "
+            "they are, trains it"
+        )
+    own = {key: value for key, value in asked.items() if key not in ("ensemble", "num_members")}
+    differences = runs.differences(training.completed(runs.read_config(run)), own)
+    if differences:
+        raise UserError(
+            f"the deep ensemble {run} was trained otherwise: {differences}; without "
+            "--member_of_de the network is trained"
+        )
+    return run
 
 
 def open_run(folder: Path, config: training.TrainConfig, dataset: data.Dataset) -> Run:

@@ -55,7 +55,7 @@ def test_a_target_holds_inside_only():
     [
         ("tpu", "inception_time", 2),
         ("gpu", "inception_time", 1),
-        pytest.param("tpu", "macnn", 1, marks=pytest.mark.slow),
+        ("tpu", "macnn", 1),
     ],
 )
 def test_networks_have_the_same_parameters_and_logits(kind, name, channels):

@@ -76,6 +76,34 @@ def test_jobs_come_after_what_they_need_and_once():
     assert f"is {trainings} trainings of" in (ROOT / "README.md").read_text()
 
 
+def test_single_networks_are_taken_from_deep_ensembles():
+    grids = {"table3": dataclasses.replace(GRID, ensembles=plan.ENSEMBLES, sigmas=(0.4, 0.8))}
+    every = plan.all_jobs(grids, SETTINGS, "paper")
+    single, deep, alone, other = (
+        plan.train(dataclasses.replace(CELL, ensemble=ensemble, sigma=sigma), SETTINGS)
+        for sigma in (0.4, 0.8)
+        for ensemble in ("single", "de")
+    )
+    planned = plan.with_members_taken(every, {alone.id})
+    assert {job.id for job in planned} == {job.id for job in every}
+    assert len(planned) == len(every)
+    seen = set()
+    for job in planned:
+        assert not job.needs or job.needs in seen
+        seen.add(job.id)
+    by_id = {job.id: job for job in planned}
+    taken = by_id.pop(single.id)
+    assert (taken.needs, taken.arguments) == (deep.id, (*single.arguments, "--member_of_de"))
+    assert by_id[alone.id] == alone
+    assert by_id[other.id] == other
+    assert all(job in every for job in by_id.values())
+    assert estimates.operations(taken) == 0
+    # A deep ensemble that failed, or is not asked for, gives nobody a network.
+    assert plan.with_members_taken(every, {deep.id, other.id}) == every
+    few = [job for job in every if "/de/" not in job.run]
+    assert plan.with_members_taken(few, ()) == few
+
+
 def test_other_keep_ratios_have_folders_of_their_own():
     planned = [job for job in ids("figure6") if job.startswith("train")]
     assert "train runs-keep0.95/CricketX/inception_time/mb/sigma=0.4/seed=0" in planned
@@ -325,10 +353,10 @@ def test_a_dry_run_says_what_is_left_and_changes_nothing(tmp_path):
     done = call(tmp_path, *asked)
     assert list(tmp_path.iterdir()) == []
     assert "8 jobs, of which 0 are done" in done.stdout
-    assert "| train | lstm_fcn | CBF | 4 | 0.0486 |" in done.stdout  # 8 networks
+    assert "| train | lstm_fcn | CBF | 4 | 0.0425 |" in done.stdout  # 7 networks, one used twice
     assert "| certify | lstm_fcn | CBF | 4 | 0.972 |" in done.stdout  # 16 networks
     least = float(re.search(r"h100 (\S+) h", done.stdout)[1])
-    assert least == pytest.approx((0.0486 + 0.972) * 1e15 / 67e12 / 3600, rel=0.05)
+    assert least == pytest.approx((0.0425 + 0.972) * 1e15 / 67e12 / 3600, rel=0.05)
     assert "time left not known yet" in done.stdout
     every = call(tmp_path, "--what=all", "--dry_run").stdout
     number = len(plan.all_jobs(plan.GRIDS, plan.PROFILES["paper"], "paper"))

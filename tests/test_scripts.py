@@ -1,6 +1,7 @@
 """The two commands, run as a user runs them, on a tiny data set of the user's own."""
 
 import csv
+import hashlib
 import json
 import pathlib
 import re
@@ -75,6 +76,11 @@ RUN = pathlib.Path("runs/own/lstm_fcn/mc/sigma=0.5/seed=0")
 
 def results(folder, pattern):
     return sorted((folder / RUN).glob(pattern))
+
+
+def digests(folder):
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def without_time(path):
@@ -290,7 +296,7 @@ def test_killed_certification_goes_on_to_the_same_files(trained):
         ([f"--run_dir={RUN}", "--sigma=0.7"], "sigma is 0.5, not 0.7"),
         ([f"--run_dir={RUN}", "--model=macnn"], "model is 'lstm_fcn', not 'macnn'"),
         (["--dataset=other.npz", f"--run_dir={RUN}"], "other data"),
-        (["--num_examples=13"], "num_examples must be between 1 and 12, not 13"),
+        (["--num_examples=13"], "error: --num_examples must be between 1 and 12, not 13"),
         (["--num_draws=0"], "--num_draws must be at least 1"),
         (["--num_masks=0"], "num_masks must be at least 1"),
         (
@@ -333,12 +339,13 @@ def test_certify_refuses(trained, arguments, says):
         (["--dataset=missing.npz"], "missing.npz"),
         (["--dataset=nan.npz"], "series 2 of the training split"),
         (["--data_dir=nowhere", "--dataset=CBF"], "nowhere"),
-        (["--sigma=-1"], "sigma must be a finite number >= 0, not -1"),
+        (["--sigma=-1"], "error: --sigma must be a finite number >= 0, not -1"),
         (["--keep=0"], "keep must be in (0, 1]"),
-        (["--epochs=0"], "epochs must be at least 1"),
+        (["--epochs=0"], "error: --epochs must be at least 1"),
         (["--seed=-1"], "seed must be"),
         (["--ensemble=mx"], "ensemble"),
         (["--epochs=5"], "epochs is 4, not 5"),
+        (["--member_of_de"], "--member_of_de makes a run of --ensemble=single; give that too"),
     ],
 )
 def test_train_refuses(trained, arguments, says):
@@ -576,6 +583,37 @@ def test_several_sigmas_and_seeds_are_trained_side_by_side(tmp_path, trained):
     assert third.stderr.count("has already been trained") == 2
     assert third.stdout.count("seed=2") == len(third.stdout.splitlines()) == 2
     call(tmp_path, "certify", "--dataset=own.npz", *CERTIFY, "--seed=2")
+
+
+def test_a_single_network_is_the_first_of_a_deep_ensemble(tmp_path):
+    make_npz(tmp_path / "own.npz")
+    several = ("--dataset=own.npz", "--model=lstm_fcn", "--epochs=2", "--sigmas=0.5,0.25")
+    taken = (*several, "--ensemble=single", "--member_of_de")
+    says = "de/sigma=0.5/seed=0 has not been trained; --ensemble=de, with"
+    assert_refused(tmp_path, says, "train", *taken)
+    deep = call(tmp_path, "train", *several, "--ensemble=de", "--num_members=2").stdout.split()
+    says = "de/sigma=0.5/seed=0 was trained otherwise: epochs is 2, not 3; without"
+    assert_refused(tmp_path, says, "train", *taken, "--epochs=3")
+    before = digests(tmp_path / "runs")
+    folders = call(tmp_path, "train", *taken).stdout.split()
+    assert folders == [folder.replace("/de/", "/single/") for folder in deep]
+    assert before.items() <= digests(tmp_path / "runs").items()  # the ensembles are as they were
+    of_single = ("--ensemble=single", "--runs_dir=alone")
+    alone = call(tmp_path, "train", *several, *of_single).stdout.split()
+    for one, other, source in zip(folders, alone, deep, strict=True):
+        one, other = pathlib.Path(one), pathlib.Path(other)
+        assert (one / "history.csv").read_bytes() == (other / "history.csv").read_bytes()
+        weights = [runs.read_json(run / "checkpoint.json")["sha256"] for run in (one, other)]
+        assert weights[0] == weights[1]
+        config, own = (runs.read_json(run / "config.json") for run in (one, other))
+        of_ensemble = runs.read_json(pathlib.Path(source) / "checkpoint.json")["sha256"]
+        assert config.pop("member_of") == {"run": source, "weights_sha256": of_ensemble}
+        assert config == own
+        assert not (one / "training_time.json").exists()  # it has none of its own
+    assert call(tmp_path, "train", *taken).stderr.count("has already been trained") == 2
+    certify = ("--dataset=own.npz", "--model=lstm_fcn", "--ensemble=single", "--num_draws=120")
+    done = [call(tmp_path, "certify", *certify, f"--run_dir={f[0]}") for f in (folders, alone)]
+    assert done[0].stdout.replace(folders[0], "") == done[1].stdout.replace(alone[0], "")
 
 
 def test_several_runs_certified_at_once_are_each_what_they_are_alone(tmp_path):

@@ -351,7 +351,7 @@ def run(main: Callable[[], None]) -> None:
             with HELD:
                 main()
         except UserError as error:
-            say(f"error: {error}")
+            say(f"error: {_of_flags(error)}")
             return 1
         except BrokenPipeError:  # whoever read the output has had enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -378,6 +378,13 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(1)
 
     app.run(guarded, flags_parser=_with_help(parse))
+
+
+def _of_flags(error: UserError) -> str:
+    """Its text, which names a flag as one where the library names the value that it set."""
+    text = str(error)
+    name = text.split(" must be ")[0]
+    return f"--{text}" if name in flags.FLAGS else text
 
 
 def _with_help(parse: Callable[[list[str]], list[str]]) -> Callable[[list[str]], list[str]]:

@@ -52,6 +52,8 @@ def operations(job: Job) -> float:
 
 
 def _training(flags: dict[str, str]) -> float:
+    if "member_of_de" in flags:
+        return 0.0
     series = int(_paper(flags["dataset"])["train"])
     networks = MEMBERS if flags["ensemble"] == "de" else 1
     return PASSES_OF_A_STEP * int(flags["epochs"]) * series * networks * _forward_pass(flags)

@@ -97,7 +97,7 @@ def certified(
 
 
 def training_seconds(results_dir: Path, cell: Cell, settings: Settings) -> float | None:
-    """What the training of a cell took; None if it is not finished, or had others beside it."""
+    """What the training of a cell took; None if it is not finished, or was not trained alone."""
     run, job_id, outcomes = results_dir / cell.run, train(cell, settings).id, jobs.read(results_dir)
     if job_id in outcomes and "--sigmas=" in outcomes[job_id].command:
         return None

@@ -7,7 +7,7 @@ Nothing here runs anything.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,27 @@ def jobs_of(name: str, grid: Grid, settings: Settings, profile: str) -> Iterator
             for attacked in (benign(cell), cell):
                 yield train(attacked, settings)
                 yield attack(attacked, settings)
+
+
+def with_members_taken(jobs: Sequence[Job], apart: Collection[str]) -> list[Job]:
+    """The jobs, where deep ensembles come before `single` networks, which are taken from them.
+
+    A deep ensemble's first network has the random keys of `single`: it is trained once for both.
+
+    Args:
+      apart: the ids of trainings that neither take a network nor have one taken from them.
+    """
+    trainings = [job for job in jobs if job.script == "train" and job.id not in apart]
+    deep = {job.run: job for job in trainings if job.flags["ensemble"] == "de"}
+    ordered = []
+    for job in jobs:
+        source = deep.get(job.run.replace("/single/", "/de/"))
+        if job in trainings and job.flags["ensemble"] == "single" and source:
+            arguments = (*job.arguments, "--member_of_de")
+            ordered += [source, dataclasses.replace(job, arguments=arguments, needs=source.id)]
+        else:
+            ordered.append(job)
+    return list({job.id: job for job in ordered}.values())
 
 
 def all_jobs(grids: dict[str, Grid], settings: Settings, profile: str) -> list[Job]:
