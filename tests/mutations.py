@@ -1405,7 +1405,7 @@ MUTATIONS = (
         "selfens_jax/models/macnn.py",
         "attention[:, None, :], mean * attention",
         "attention[:, None, :], mean",
-        ("test_backend.py::test_networks_have_the_same_parameters_and_logits",),
+        ("test_backend.py::test_an_attention_block_knows_its_mean",),
     ),
     Mutation(
         "several runs certified, each as the first",

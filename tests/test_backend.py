@@ -11,6 +11,7 @@ from selfens_jax.ensembles import Network
 from selfens_jax.errors import UserError
 from selfens_jax.models.convolution import convolve
 from selfens_jax.models.layers import max_pool_of_three
+from selfens_jax.models.macnn import AttentionBlock
 
 KEY = jax.random.key(3)
 LENGTH = 24
@@ -55,7 +56,7 @@ def test_a_target_holds_inside_only():
     [
         ("tpu", "inception_time", 2),
         ("gpu", "inception_time", 1),
-        ("tpu", "macnn", 1),
+        pytest.param("tpu", "macnn", 1, marks=pytest.mark.slow),
     ],
 )
 def test_networks_have_the_same_parameters_and_logits(kind, name, channels):
@@ -67,6 +68,14 @@ def test_networks_have_the_same_parameters_and_logits(kind, name, channels):
         jax.tree.map(np.testing.assert_array_equal, variables, init(model, x))
         found = jax.jit(lambda v: models.evaluate(model, v, x))(variables)
     np.testing.assert_allclose(found, logits, atol=2e-5 * np.abs(logits).max())
+
+
+def test_an_attention_block_knows_its_mean():
+    """Which an accelerator takes for that of MACNN's last block."""
+    x = np.random.default_rng(1).normal(size=(3, 8, 2)).astype(np.float32)
+    (y, mean), _ = AttentionBlock(16).init_with_output(KEY, x, train=True)
+    np.testing.assert_allclose(mean, y.mean(axis=1), rtol=1e-5)
+    assert np.std(mean) > 0.01
 
 
 BFLOAT16 = jax.default_matmul_precision("bfloat16")
