@@ -73,7 +73,7 @@ def test_jobs_come_after_what_they_need_and_once():
         seen.add(job.id)
     assert len(ids("table3", "figure4", "table1")) == len(ids("table3"))
     trainings = sum(job.script == "train" for job in planned)
-    assert f"is {trainings} trainings of" in (ROOT / "README.md").read_text()
+    assert f"makes {trainings} runs of" in (ROOT / "README.md").read_text()
 
 
 def test_single_networks_are_taken_from_deep_ensembles():
