@@ -34,8 +34,6 @@ from selfens_jax.streams import stream
 
 cli.define_run_flags()
 trained.define_flags()
-for module in (cli, trained):
-    flags.adopt_module_key_flags(module)
 flags.DEFINE_list(
     "epsilons",
     ["0.25", "0.5", "0.75", "1.0"],

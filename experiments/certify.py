@@ -40,8 +40,6 @@ cli.define_run_flags()
 cli.define_several()
 for module in (trained, processes, decisions, double_masking):
     module.define_flags()
-for module in (cli, trained, processes, decisions, double_masking):
-    flags.adopt_module_key_flags(module)
 flags.DEFINE_float("alpha", 0.001, "Probability that a certificate is false, for each example.")
 flags.DEFINE_float(
     "alpha_total",

@@ -27,8 +27,6 @@ from selfens_jax.streams import stream
 
 cli.define_run_flags()
 trained.define_flags()
-for module in (cli, trained):
-    flags.adopt_module_key_flags(module)
 flags.FLAGS.set_default("num_examples", 5)
 flags.DEFINE_integer("num_random_masks", 100, "Masks drawn to measure variances over masks.")
 flags.DEFINE_list(

@@ -40,7 +40,7 @@ flags.DEFINE_enum(
 )
 cli.define_path("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
 cli.define_path("results_dir", "results", "Where runs, tables and figures are kept.")
-flags.DEFINE_float("time_limit", None, "Minutes after which it stops; call it again to go on.")
+cli.define_time_limit("Minutes after which it stops; call it again to go on.")
 flags.DEFINE_integer(
     "side_by_side",
     None,
@@ -202,8 +202,6 @@ def check_settings() -> Settings:
         raise UserError(f"--side_by_side must be at least 1, not {FLAGS.side_by_side}")
     if FLAGS.dry_run and (FLAGS.merge is not None or FLAGS.report):
         raise UserError("--dry_run changes nothing; leave out --merge and --report")
-    if FLAGS.time_limit is not None and not FLAGS.time_limit > 0:
-        raise UserError(f"--time_limit must be more than 0 minutes, not {FLAGS.time_limit}")
     settings = plan.PROFILES[FLAGS.profile]
     given = {name: FLAGS[name].value for name in (*numbers_given, "class_weights")}
     given = {name: value for name, value in given.items() if value is not None}

@@ -28,7 +28,6 @@ from selfens_jax.errors import UserError, check_resolution
 _DEFAULTS = training.TrainConfig()
 cli.define_run_flags()
 cli.define_several()
-flags.adopt_module_key_flags(cli)
 flags.DEFINE_integer("epochs", _DEFAULTS.epochs, "Passes over the training series.")
 flags.DEFINE_integer("batch_size", _DEFAULTS.batch_size, "The largest training batch.")
 flags.DEFINE_enum(
@@ -159,6 +158,9 @@ def check_flags() -> list[training.TrainConfig]:
         )
     if FLAGS.member_of_de and FLAGS.ensemble != "single":
         raise UserError("--member_of_de makes a run of --ensemble=single; give that too")
+    if not FLAGS.checkpoint_every >= 0:  # nor NaN, which would save nothing
+        given = FLAGS.checkpoint_every
+        raise UserError(f"--checkpoint_every must be seconds, at least 0, not {given:g}")
     cli.check_precision()
     names = ("consistency_weight", "entropy_weight")
     weights: dict[str, Any] = {n: FLAGS[n].value for n in names if FLAGS[n].value is not None}

@@ -887,7 +887,8 @@ REFUSED = [
     (["--what=table3", "--seeds="], "--seeds must be numbers"),
     (["--what=table3", "--epochs=0"], "--epochs must be at least 1"),
     (["--what=table3", "--num_examples=0"], "--num_examples must be at least 1"),
-    (["--what=table3", "--time_limit=0"], "--time_limit must be more than 0"),
+    (["--what=table3", "--time_limit=0"], "--time_limit=0.0: must be more than 0 minutes"),
+    (["--what=table3", "--time_limit=nan"], "--time_limit=nan: must be more than 0 minutes"),
     (["--what=table3", "--data_dir=nowhere"], "--data_dir: 'nowhere' is not a folder"),
     (["--what=table2", "--results_dir=old"], "old holds results of other settings: epochs is 3"),
     (
@@ -905,11 +906,11 @@ from selfens_jax.errors import UserError
 for arguments in json.loads(sys.argv[1]):
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
-    flags.FLAGS(["reproduce.py", *arguments])
     try:
+        flags.FLAGS(["reproduce.py", *arguments])
         reproduce.main()
         print("accepted")
-    except UserError as error:
+    except (UserError, flags.Error) as error:
         print(error)
 """
 

@@ -120,6 +120,15 @@ class _PathParser(flags.ArgumentParser):
         return "path"
 
 
+def define_time_limit(meaning: str) -> None:
+    flags.DEFINE_float("time_limit", None, meaning)
+    flags.register_validator(
+        "time_limit",
+        lambda minutes: minutes is None or minutes > 0,  # nor is NaN
+        message="must be more than 0 minutes",
+    )
+
+
 def define_several() -> None:
     """Flags that name several runs at once, read by `every_run`."""
     flags.DEFINE_list("sigmas", [], "Several, instead of --sigma.")
@@ -390,6 +399,10 @@ def _of_flags(error: UserError) -> str:
 def _with_help(parse: Callable[[list[str]], list[str]]) -> Callable[[list[str]], list[str]]:
     def parse_or_help(arguments: list[str]) -> list[str]:
         app.define_help_flags()
+        for module, defined in flags.FLAGS.flags_by_module_dict().items():
+            if module.startswith("common."):  # else --help would show the script's own alone
+                for flag in defined:
+                    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
         return parse(arguments)
 
     return parse_or_help
