@@ -27,9 +27,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from common import cli, commands
+
 import numpy as np
 from absl import flags
-from common import cli, commands
 
 from selfens_jax import backend, runs, synthetic
 from selfens_jax.blocks import PRECISIONS

@@ -11,9 +11,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from common import cli, trained
+
 import numpy as np
 from absl import flags
-from common import cli, trained
 from tqdm import tqdm
 
 from selfens_jax import (

@@ -23,11 +23,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common import cli
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from common import cli
 from comparison import tables
 from comparison.contenders import (
     CERTIFIERS,

@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common import cli, decisions, double_masking, processes, summaries, trained
+
 import numpy as np
 from absl import flags
-from common import cli, decisions, double_masking, processes, summaries, trained
 
 from selfens_jax import (
     blocks,

@@ -19,8 +19,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from common import cli
+
+from absl import flags
 from compilation import programs, targets
 from compilation.programs import Case, Row
 

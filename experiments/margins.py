@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common import cli, trained
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from common import cli, trained
 from reproduction import theory
 from tqdm import tqdm
 

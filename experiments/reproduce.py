@@ -10,8 +10,9 @@ wrote. A killed call, started again, goes on; jobs that failed are tried again.
 import dataclasses
 from pathlib import Path
 
-from absl import flags
 from common import cli
+
+from absl import flags
 from reproduction import estimates, figures, jobs, measured, plan, report, tables
 from reproduction.plan import Grid, Settings
 

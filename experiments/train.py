@@ -15,10 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common import cli, trained
+
 import jax
 import numpy as np
 from absl import flags
-from common import cli, trained
 from tqdm import tqdm
 
 from selfens_jax import bursts, data, locks, models, paths, runs, training

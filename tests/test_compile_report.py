@@ -6,10 +6,11 @@ import types
 from importlib.util import find_spec
 from pathlib import Path
 
+from common import flop
+
 import forked
 import jax
 import pytest
-from common import flop
 from compilation import programs, reading, targets
 
 from selfens_jax import models

@@ -4,9 +4,10 @@ import csv
 import json
 import re
 
+from common import summaries
+
 import numpy as np
 import pytest
-from common import summaries
 from scipy import stats
 from test_scripts import CERTIFY, TINY, assert_refused, call
 

@@ -9,11 +9,12 @@ import subprocess
 import tempfile
 import time
 
+from common import cli
+
 import forked
 import jax
 import numpy as np
 import pytest
-from common import cli
 from test_scripts import ROOT, RUN, command, make_npz, without_time
 
 from selfens_jax import locks, paths, runs

@@ -5,13 +5,14 @@ import csv
 import json
 from fractions import Fraction
 
+from common import trained
+
 import certify
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from absl.testing import flagsaver
-from common import trained
 from flax import linen as nn
 
 from selfens_jax import certificates, counting, data, masks, smoothing, streams

@@ -3,13 +3,14 @@
 import math
 import re
 
+from common import trained
+
 import certify as script
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from common import trained
 from flax import linen as nn
 from helpers import default_grid, mesh_of
 from test_faults import flags_of

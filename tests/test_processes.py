@@ -4,9 +4,10 @@ import socket
 import subprocess
 import types
 
+from common import processes
+
 import jax
 import pytest
-from common import processes
 from test_scripts import CERTIFY, RUN, TINY, call, command, make_npz, results, without_time
 
 

@@ -425,6 +425,19 @@ def test_help_names_the_flags(tmp_path, script, some):
     assert named == own | {"help"} & named
 
 
+@pytest.mark.parametrize("script", ["train", "certify", "reproduce", "benchmark"])
+def test_a_checkout_that_is_not_installed_says_how_it_is(script, tmp_path):
+    as_if = "import runpy, sys; sys.path.insert(0, sys.argv[1]); "
+    as_if += "sys.modules |= dict.fromkeys(['selfens_jax', 'jax', 'numpy', 'absl']); "
+    as_if += f"runpy.run_path(sys.argv[1] + '/{script}.py', run_name='__main__')"
+    folder = ROOT / "experiments"
+    words = [sys.executable, "-c", as_if, str(folder)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    said = f"error: selfens_jax is not installed: python -m pip install {shlex.quote(str(ROOT))}\n"
+    assert (done.stderr, done.stdout) == (said, "")
+
+
 @pytest.mark.parametrize("change", ["a vote more", "a class less"])
 def test_a_damaged_log_of_votes_is_refused_by_its_line(trained, change):
     words = ("--dataset=own.npz", *CERTIFY[:2], "--num_draws=40", "--noise_seed=8")

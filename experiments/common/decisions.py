@@ -6,9 +6,10 @@ The statement and its proof are in `selfens_jax.sequential`.
 from pathlib import Path
 from typing import Any
 
+from common import cli, trained
+
 import numpy as np
 from absl import flags
-from common import cli, trained
 
 from selfens_jax import backend, blocks, counting, metrics, noise, sequential
 from selfens_jax.errors import UserError

@@ -6,9 +6,10 @@ The statement and its proof are in `selfens_jax.bursts`.
 from pathlib import Path
 from typing import Any
 
+from common import cli, summaries
+
 import numpy as np
 from absl import flags
-from common import cli, summaries
 
 from selfens_jax import backend, bursts, certificates, counting, noise, plots, runs
 from selfens_jax.bursts import Bursts, Windows

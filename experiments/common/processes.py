@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from common import cli
+
 import jax
 from absl import flags
-from common import cli
 
 from selfens_jax import blocks
 from selfens_jax.counting import Share

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-import numpy as np
 from common import cli
+
+import numpy as np
 
 from selfens_jax import certificates, counting, coverage, exact, metrics, plots, report_page
 from selfens_jax.runs import records

@@ -8,10 +8,11 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from common import cli
+
 import jax
 import numpy as np
 from absl import flags
-from common import cli
 
 from selfens_jax import data, locks, masks, noise, runs, smoothing, training
 from selfens_jax.errors import UserError

@@ -21,10 +21,11 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Else torch.compile starts processes that warn of what they leave behind.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
+from common import flop
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import flop
 
 from selfens_jax import backend, blocks, counting, data, masks, models, runs, smoothing, training
 

@@ -5,10 +5,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from common import flop
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import flop
 from compilation import reading, targets
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 

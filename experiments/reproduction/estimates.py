@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common import flop
+
 from compilation.targets import TARGETS
 from reproduction import jobs, measured
 from reproduction.jobs import Job
