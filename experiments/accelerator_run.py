@@ -1,7 +1,8 @@
 """Measures what matters on a machine with a GPU or TPU, most valuable first, within some minutes.
 
-    python experiments/accelerator_run.py --prepare      anywhere, on a CPU: some minutes
-    python experiments/accelerator_run.py --minutes=9    there, with the folder that this filled
+    python experiments/accelerator_run.py --prepare --data_dir=UCR    anywhere, on a CPU: minutes
+    python experiments/accelerator_run.py --minutes=9                 there, with what this filled
+    python experiments/accelerator_run.py --minutes=5 --steps=table3  some of it, or again
 
 Neither needs a network or tslearn. --prepare trains a small network on generated series and counts
 its votes on a CPU. The measuring then does, as long as there is time:
@@ -12,14 +13,18 @@ its votes on a CPU. The measuring then does, as long as there is time:
                 with whatever kernels XLA finds fastest, which is what fixed ones cost
     train       seconds a step of one network, and of 5 and 25 side by side (benchmark.py)
     compiled    what the compiler says of these programs (compile_report.py)
+    table3      InceptionTime's cells of Table 3, for the data sets that --prepare found in
+                --data_dir (reproduce.py, which goes on from what an earlier call did)
 
 Every step is a command of its own. <folder>/results has its output as soon as it ends, and
 steps.csv a line for each: what a step that was stopped had not written is lost, nothing else.
 """
 
+import csv
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,16 +36,19 @@ from common import cli, commands
 
 import numpy as np
 from absl import flags
+from reproduction import jobs
 
-from selfens_jax import backend, runs, synthetic
+from selfens_jax import backend, data, runs, synthetic
 from selfens_jax.blocks import PRECISIONS
 from selfens_jax.errors import UserError
 from selfens_jax.runs import records
 
 SCRIPTS = Path(__file__).parent
 MODELS = ("lstm_fcn", "inception_time", "macnn")
+STEPS = ("votes", "certify", "train", "compiled", "table3")  # and with more behind a hyphen
 AGAIN = "votes-again"
 SIGMA, SMALLEST = 0.8, 20.0  # seconds in which no step is worth beginning
+ENDING = 40.0  # seconds that reproduce.py has to stop its job and write its table
 FACTS = """
 import json, jax
 print(json.dumps({"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind,
@@ -73,7 +81,9 @@ def define_flags() -> None:
     """Defined by the command alone: other commands have flags of the same names."""
     cli.define_path("folder", "accelerator", "What is carried to the machine, and its results.")
     flags.DEFINE_bool("prepare", False, "Train and count here, on a CPU, what is compared there.")
+    cli.define_path("data_dir", None, "With --prepare: a folder in the archive's layout.")
     flags.DEFINE_float("minutes", 9.0, "When to stop.")
+    flags.DEFINE_list("steps", [], f"Only some of {', '.join(STEPS)}; lines of others are kept.")
     flags.DEFINE_bool("smoke", False, "Tiny sizes, to see that it runs; the times mean nothing.")
     flags.DEFINE_bool("compilation_cache", False, "Keep compiled programs; hides compile times.")
 
@@ -85,6 +95,9 @@ def main() -> None:
         return
     if not 0.1 <= FLAGS.minutes <= 1000:
         raise UserError(f"--minutes must be from 0.1 to 1000, not {FLAGS.minutes:g}")
+    for name in FLAGS.steps:
+        if name not in STEPS:
+            raise UserError(f"--steps={name}: no such step; choose from {', '.join(STEPS)}")
     if not counted(folder / "cpu"):
         raise UserError(f"{folder} has no votes of a CPU: run this with --prepare, on a CPU")
     results = folder / "results"
@@ -95,7 +108,11 @@ def main() -> None:
         raise UserError(f"JAX finds no device: {results / 'device.log'} says why")
     facts = json.loads((results / "device.log").read_text().splitlines()[-1])
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
-    for step in steps(folder, results, facts["platform"]):
+    if FLAGS.steps and (results / "steps.csv").exists():
+        outcomes += [row for row in read(results / "steps.csv") if row.step != "device"]
+    for step in steps(folder, results, facts["platform"], deadline):
+        if FLAGS.steps and step.name.partition("-")[0] not in FLAGS.steps:
+            continue
         if time.monotonic() > deadline - (0 if FLAGS.smoke else SMALLEST):
             break
         outcome = run(step, results, deadline)
@@ -105,15 +122,19 @@ def main() -> None:
             with_what = (first, "another process's") if again else (folder / "cpu", "the CPU's")
             says = compared(results / step.name, *with_what)
             outcome = dataclasses.replace(outcome, says=says)
-        outcomes.append(outcome)
+        if step.name == "table3" and outcome.outcome == "done":
+            done = jobs.read(results / "table3").values()
+            says = f"{sum(job.status == jobs.DONE for job in done)} jobs are done"
+            outcome = dataclasses.replace(outcome, says=says)
+        outcomes = [each for each in outcomes if each.step != step.name] + [outcome]
         write(results / "steps.csv", outcomes)
         print(f"{step.name:<24} {outcome.outcome:<10} {outcome.seconds:6.0f} s  {outcome.says}",
               flush=True)  # fmt: skip
     print(f"written to {results}")
 
 
-def steps(folder: Path, results: Path, platform: str) -> Iterator[Step]:
-    """What is measured, most valuable first."""
+def steps(folder: Path, results: Path, platform: str, deadline: float) -> Iterator[Step]:
+    """What is measured, most valuable first; each is made when its turn has come."""
     first, *others = PRECISIONS
     named = [(f"votes-{first}", first), (AGAIN, first)]
     named += [(f"votes-{precision}", precision) for precision in others if platform != "cpu"]
@@ -137,6 +158,23 @@ def steps(folder: Path, results: Path, platform: str) -> Iterator[Step]:
             (script("compile_report"), "--target=h100", f"--models={','.join(MODELS)}",
              f"--precision={','.join(PRECISIONS)}", f"--output={results / 'compiled.csv'}"),
         )  # fmt: skip
+    sets = [name for name in data.PAPER_DATASETS if (archive(folder) / name).is_dir()]
+    minutes = (deadline - time.monotonic() - ENDING) / 60
+    if sets and minutes > 0 and (platform != "cpu" or FLAGS.smoke):
+        few = ("--profile=smoke", "--models=lstm_fcn", "--ensembles=single", "--sigmas=0.8",
+               "--epochs=1", "--num_examples=3")  # fmt: skip
+        yield Step(
+            "table3",
+            (script("reproduce"), "--what=table3", f"--datasets={','.join(sets)}",
+             *(few if FLAGS.smoke else ("--models=inception_time",)),
+             f"--data_dir={archive(folder)}", f"--results_dir={results / 'table3'}",
+             f"--time_limit={minutes:.2f}"),
+        )  # fmt: skip
+
+
+def archive(folder: Path) -> Path:
+    """Where the data sets are that are carried."""
+    return folder / "ucr"
 
 
 def script(name: str) -> str:
@@ -149,6 +187,8 @@ def prepare(folder: Path) -> None:
     Raises:
       UserError: if a command fails.
     """
+    if FLAGS.data_dir is not None:
+        carry(Path(FLAGS.data_dir), archive(folder))
     train, test = synthetic.cbf(1, 30), synthetic.cbf(2, 30)
     arrays = {"X_train": train[0], "y_train": train[1], "X_test": test[0], "y_test": test[1]}
     runs.write_npz(folder / "cbf.npz", **arrays)
@@ -163,6 +203,21 @@ def prepare(folder: Path) -> None:
             raise UserError(f"{folder / name}.log says why this failed: {outcome.says}")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder} has all that is needed there, {size / 2**20:.1f} MiB")
+
+
+def carry(source: Path, target: Path) -> None:
+    """Copies the paper's data sets that a folder in the archive's layout has.
+
+    Raises:
+      UserError: if it has none.
+    """
+    found = [path for name in data.PAPER_DATASETS for path in (source / name).glob(f"{name}_T*")]
+    if not found:
+        known = ", ".join(data.PAPER_DATASETS)
+        raise UserError(f"--data_dir={source} has the folder of none of the data sets {known}")
+    for path in found:
+        (target / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / path.parent.name / path.name)
 
 
 def dataset(folder: Path) -> tuple[str, ...]:
@@ -215,6 +270,12 @@ def run(step: Step, folder: Path, deadline: float, **environment: str) -> Outcom
     said = log.read_text(errors="replace")
     says = commands.error_line(said, child.returncode) if outcome == "failed" else ""
     return Outcome(step.name, outcome, round(time.monotonic() - began, 1), says)
+
+
+def read(path: Path) -> list[Outcome]:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [Outcome(r["step"], r["outcome"], float(r["seconds"]), r["says"]) for r in rows]
 
 
 def write(path: Path, outcomes: Sequence[Outcome]) -> None:

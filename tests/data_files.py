@@ -3,6 +3,7 @@
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 
 from selfens_jax.errors import UserError
@@ -38,3 +39,14 @@ def write(path: pathlib.Path, text: str | bytes) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     return str(path)
+
+
+def write_archive(folder: pathlib.Path) -> None:
+    """CBF with 16 time steps, in the archive's layout."""
+    rng = np.random.default_rng(0)
+    (folder / "CBF").mkdir(parents=True)
+    for split, size in (("TRAIN", 12), ("TEST", 24)):
+        y = np.arange(size) % 3
+        x = rng.normal(size=(size, 16)) + 2 * (y - 1)[:, None]
+        table = np.column_stack([y + 1, x])
+        np.savetxt(folder / "CBF" / f"CBF_{split}.tsv", table, fmt="%.6g", delimiter="\t")

@@ -1,16 +1,19 @@
 """The measurements for a machine with an accelerator, rehearsed, and how they fail."""
 
 import csv
+import math
 import time
 import types
 from pathlib import Path
 
 import accelerator_run
+import data_files
 import forked
 import numpy as np
 import pytest
 from accelerator_run import Step
 
+from selfens_jax.errors import UserError
 from selfens_jax.runs import records
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +66,7 @@ def test_votes_of_other_series_are_not_compared(tmp_path):
 def test_on_a_gpu_fixed_kernels_are_compared_with_the_fastest(monkeypatch):
     monkeypatch.setattr(accelerator_run, "FLAGS", types.SimpleNamespace(smoke=False))
     places = Path("carried"), Path("carried/results")
-    steps = {step.name: step for step in accelerator_run.steps(*places, "gpu")}
+    steps = {step.name: step for step in accelerator_run.steps(*places, "gpu", math.inf)}
     names = list(steps)
     assert names[:4] == ["votes-float32", "votes-again", "votes-tensorfloat32", "votes-bfloat16"]
     for name in names[:4]:
@@ -77,8 +80,32 @@ def test_on_a_gpu_fixed_kernels_are_compared_with_the_fastest(monkeypatch):
     assert fastest.environment == (("XLA_FLAGS", "--xla_gpu_deterministic_ops=false"),)
     assert "compiled" in names
     assert not {"certify-lstm_fcn-fastest", "compiled"} & {
-        step.name for step in accelerator_run.steps(*places, "tpu")
+        step.name for step in accelerator_run.steps(*places, "tpu", math.inf)
     }
+    assert "table3" not in names  # no data sets were carried
+
+
+def test_cells_of_table_3_take_what_time_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator_run, "FLAGS", types.SimpleNamespace(smoke=False))
+    with pytest.raises(UserError, match="has the folder of none of the data sets CBF, "):
+        accelerator_run.carry(tmp_path, tmp_path / "ucr")
+    for name in ("CricketX", "Coffee"):
+        (tmp_path / "archive" / name).mkdir(parents=True)
+        for file in (f"{name}_TRAIN.tsv", f"{name}_TEST.tsv", "README.md"):
+            (tmp_path / "archive" / name / file).write_text(file)
+    accelerator_run.carry(tmp_path / "archive", tmp_path / "ucr")
+    carried = {path.name for path in (tmp_path / "ucr").rglob("*") if path.is_file()}
+    assert carried == {"CricketX_TRAIN.tsv", "CricketX_TEST.tsv"}
+
+    def last(platform: str, seconds: float) -> Step:
+        deadline = time.monotonic() + seconds
+        return list(accelerator_run.steps(tmp_path, tmp_path / "results", platform, deadline))[-1]
+
+    words = last("gpu", 400.0).command
+    assert {"--what=table3", "--datasets=CricketX", "--models=inception_time"} <= set(words)
+    assert {f"--data_dir={tmp_path / 'ucr'}", "--time_limit=6.00"} <= set(words)
+    assert last("gpu", 40.0).name == "compiled"
+    assert last("cpu", 400.0).name == "train-macnn"
 
 
 def test_a_step_says_how_it_ended(tmp_path):
@@ -101,6 +128,8 @@ def test_votes_of_a_cpu_are_needed(tmp_path):
     done = call(f"--folder={tmp_path}")
     assert done.returncode == 1
     assert "has no votes of a CPU: run this with --prepare" in done.stderr
+    done = call(f"--folder={tmp_path}", "--steps=table4")
+    assert "--steps=table4: no such step; choose from votes, certify, " in done.stderr
     done = call("--minutes=0")
     assert "--minutes must be from 0.1 to 1000, not 0" in done.stderr
 
@@ -109,16 +138,30 @@ def test_votes_of_a_cpu_are_needed(tmp_path):
 def test_a_rehearsal(tmp_path):
     """On a CPU the votes are the same, and each step leaves its results."""
     folder = f"--folder={tmp_path / 'carried'}"
-    prepared = call("--prepare", "--smoke", folder)
+    data_files.write_archive(tmp_path / "archive")
+    prepared = call("--prepare", "--smoke", f"--data_dir={tmp_path / 'archive'}", folder)
     assert prepared.returncode == 0, prepared.stderr
     size = sum(path.stat().st_size for path in tmp_path.rglob("*"))
     assert size < 60 * 2**20
     measured = call("--smoke", folder, "--minutes=10")
     assert measured.returncode == 0, measured.stderr
-    with (tmp_path / "carried" / "results" / "steps.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    names = ["device", "votes-float32", "votes-again", "certify-lstm_fcn", "train-lstm_fcn"]
-    assert [row["step"] for row in rows] == names
+    results = tmp_path / "carried" / "results"
+    rows = lines(results)
+    names = ["votes-float32", "votes-again", "certify-lstm_fcn", "train-lstm_fcn", "table3"]
+    assert [row["step"] for row in rows] == ["device", *names]
     assert {row["outcome"] for row in rows} == {"done"}
+    assert rows[-1]["says"] == "2 jobs are done"
+    assert (results / "table3" / "tables" / "table3.csv").exists()
     assert rows[1]["says"].startswith("0 of 300 votes differ from the CPU's")
     assert rows[2]["says"].startswith("0 of 300 votes differ from another process's")
+    again = call("--smoke", folder, "--minutes=10", "--steps=table3")
+    assert again.returncode == 0, again.stderr
+    after = lines(results)
+    assert [row["step"] for row in after] == ["device", *names]
+    assert after[1:-1] == rows[1:-1]
+    assert float(after[-1]["seconds"]) < float(rows[-1]["seconds"])  # it had been done
+
+
+def lines(results: Path) -> list[dict[str, str]]:
+    with (results / "steps.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

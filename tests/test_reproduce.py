@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 
+import data_files
 import forked
 import numpy as np
 import pytest
@@ -619,7 +620,7 @@ def test_results_of_other_settings_are_not_shown(tmp_path, settings):
 
 
 def test_table2_is_counted_in_the_data(tmp_path):
-    archive(tmp_path / "ucr")
+    data_files.write_archive(tmp_path / "ucr")
     grid = dataclasses.replace(GRID, datasets=("CBF",))
     (row,) = tables.table2(grid, str(tmp_path / "ucr")).texts()
     assert row == [
@@ -810,17 +811,6 @@ def test_the_report_needs_nothing_but_itself(tmp_path):
 # The command
 
 
-def archive(folder):
-    """CBF with 16 time steps, in the archive's layout."""
-    rng = np.random.default_rng(0)
-    (folder / "CBF").mkdir(parents=True)
-    for split, size in (("TRAIN", 12), ("TEST", 24)):
-        y = np.arange(size) % 3
-        x = rng.normal(size=(size, 16)) + 2 * (y - 1)[:, None]
-        table = np.column_stack([y + 1, x])
-        np.savetxt(folder / "CBF" / f"CBF_{split}.tsv", table, fmt="%.6g", delimiter="\t")
-
-
 def command(*arguments):
     return [sys.executable, str(ROOT / "experiments" / "reproduce.py"), *arguments]
 
@@ -837,7 +827,7 @@ TINY += ("--profile=smoke", "--epochs=2", "--num_examples=3")
 
 
 def test_from_nothing_to_a_table_a_figure_and_the_theory_check(tmp_path):
-    archive(tmp_path / "ucr")
+    data_files.write_archive(tmp_path / "ucr")
     process = subprocess.Popen(
         command("--what=table1,table3,figure3,theory", *TINY),
         cwd=tmp_path,
