@@ -35,6 +35,7 @@ from selfens_jax.streams import stream
 
 Variables = dict[str, Any]
 CLASS_WEIGHTS = ("balanced", "none")
+MADE_AT_ONCE = 2**26  # bytes of views that an accelerator makes before the steps that see them
 # Settings that earlier versions did not have. Records leave them out at their defaults, so that
 # those of the same training stay the same.
 _ADDED = (
@@ -398,19 +399,42 @@ def train_step(
     Returns:
       The next state, and the step's loss, accuracy and learning rate.
     """
-    rows, own, dropout_key = _due(step, noise, state.step)
-    series, labels = x[rows], y[rows]
-    views = noisy_masked_views(step, own, series)  # M * (x + sigma * noise), k of each series
-    mixed = _mixed(step, own, state, series, labels) if step.objective == "smoothmix" else None
+    return _learned(step, class_weights, state, _batch(step, noise, state.step, x, y))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """What a step sees, which does not depend on the network."""
+
+    x: jax.Array  # (B, T, C) series
+    y: jax.Array  # (B,) their class indices
+    views: jax.Array  # (k B, T, C), M * (x + sigma * noise)
+    noise: Noise  # with the key of this step
+    dropout_key: jax.Array
+
+
+def _batch(step: Step, noise: Noise, number: jax.Array, x: jax.Array, y: jax.Array) -> _Batch:
+    """The batch of step `number`; the other arguments are those of `train_step`."""
+    rows, own, dropout_key = _due(step, noise, number)
+    series = x[rows]
+    return _Batch(series, y[rows], noisy_masked_views(step, own, series), own, dropout_key)
+
+
+def _learned(
+    step: Step, class_weights: jax.Array, state: TrainState, batch: _Batch
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """What `train_step` returns."""
+    mixed = _mixed(step, state, batch) if step.objective == "smoothmix" else None
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, batch_stats = _logits_of_views(step, variables, views, dropout_key)
+        logits, batch_stats = _logits_of_views(step, variables, batch.views, batch.dropout_key)
         others = ()
         if mixed is not None:  # whose statistics are left out: evaluation is not of mixed series
-            key = jax.random.fold_in(dropout_key, 1)
+            key = jax.random.fold_in(batch.dropout_key, 1)
             others = (_logits_of_views(step, variables, mixed.views, key)[0], mixed.shares)
-        loss = _loss(step, state.step, logits, labels, class_weights[labels], *others)
+        loss = _loss(step, state.step, logits, batch.y, class_weights[batch.y], *others)
         return loss, (logits, batch_stats)
 
     (loss, (logits, batch_stats)), gradient = jax.value_and_grad(loss_of, has_aux=True)(
@@ -422,7 +446,7 @@ def train_step(
     )
     metrics = {
         "loss": loss,
-        "accuracy": (logits.argmax(axis=-1) == labels).mean(),
+        "accuracy": (logits.argmax(axis=-1) == batch.y).mean(),
         "learning_rate": step.learning_rate * next_state.opt_state[1].scale,
     }
     return next_state, metrics
@@ -465,17 +489,17 @@ class _Mixed(NamedTuple):
     shares: jax.Array  # (B,)
 
 
-def _mixed(step: Step, noise: Noise, state: TrainState, x: jax.Array, labels: jax.Array) -> _Mixed:
-    """Series x (B, T, C) on the way to x', which is less like their class to the network.
+def _mixed(step: Step, state: TrainState, batch: _Batch) -> _Mixed:
+    """A batch's series x on the way to x', which is less like their class to the network.
 
     x' is one step of ascent away, on the loss of the mean of the same views in evaluation.
     """
-    network = Network(step.model, state.variables)
+    network, x, noise = Network(step.model, state.variables), batch.x, batch.noise
 
     def loss_of(series: Any) -> jax.Array:
         views = noisy_masked_views(step, noise, series)
         views = views.reshape(step.views, len(series), *views.shape[1:])
-        return attacks.mean_loss(network, jnp.swapaxes(views, 0, 1), labels)
+        return attacks.mean_loss(network, jnp.swapaxes(views, 0, 1), batch.y)
 
     step_sizes = objectives.ASCENT * noise.sigma * jnp.ones(len(x))
     moved = attacks.climbed(loss_of, x, step_sizes)
@@ -529,7 +553,7 @@ def train(
     x: np.ndarray,
     y: np.ndarray,
     states: States,
-    epochs_per_report: int = 10,
+    epochs_per_report: int | None = None,
 ) -> Iterator[tuple[States, Rows]]:
     """Trains every member to `config.epochs`, reporting as it goes.
 
@@ -541,7 +565,8 @@ def train(
       x: (N, T, C) series, the complete training split.
       y: (N,) their class indices.
       states: from `init_states`, or of an earlier report.
-      epochs_per_report: epochs between two reports.
+      epochs_per_report: epochs between two reports; if None, 10 or, on an accelerator, so many that
+        there are some 100 steps, as each report is a call of its own.
 
     Yields:
       (states, rows): the members after some more epochs, and for each of these epochs and each
@@ -556,7 +581,7 @@ def train_side_by_side(
     x: np.ndarray,
     y: np.ndarray,
     states: Sequence[States],
-    epochs_per_report: int = 10,
+    epochs_per_report: int | None = None,
 ) -> Iterator[list[tuple[States, Rows]]]:
     """Trains several runs that differ in sigma and seed, on an accelerator in one program.
 
@@ -586,6 +611,9 @@ def train_side_by_side(
     noise = tuple(each for t in trainers for each in t.noise("training"))
     members = config.num_members
     done = steps.pop() // step.steps_per_epoch
+    if epochs_per_report is None:
+        steps_per_report = 0 if backend.on_cpu() else 100
+        epochs_per_report = max(10, steps_per_report // step.steps_per_epoch)
     while done < config.epochs:
         epochs = min(epochs_per_report, config.epochs - done)
         number = epochs * step.steps_per_epoch
@@ -848,10 +876,19 @@ def _scanned_steps(
     y: jax.Array,
     number: int,
 ) -> tuple[States, dict[str, jax.Array]]:
+    # Batches do not depend on the network: those of many steps are made at once, before these.
+    one_step = 4 * step.views * step.batch_size * x[0].size * len(states)
+    most = max(1, MADE_AT_ONCE // one_step)
+    together = max(n for n in range(1, min(most, number) + 1) if number % n == 0)
+
     def one_network(noise: Noise, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
-        return jax.lax.scan(
-            lambda s, _: train_step(step, class_weights, noise, s, x, y), state, length=number
-        )
+        def some_steps(state: TrainState, _: None) -> tuple[TrainState, dict[str, jax.Array]]:
+            numbers = state.step + jnp.arange(together)
+            batches = jax.vmap(lambda due: _batch(step, noise, due, x, y))(numbers)
+            return jax.lax.scan(lambda s, b: _learned(step, class_weights, s, b), state, batches)
+
+        end, metrics = jax.lax.scan(some_steps, state, length=number // together)
+        return end, jax.tree.map(jnp.ravel, metrics)
 
     ends, metrics = jax.vmap(one_network)(models.stack(noise), models.stack(states))
     return models.unstack(ends), metrics

@@ -1380,6 +1380,13 @@ MUTATIONS = (
         ("test_reproduce.py::test_trainings_side_by_side_are_jobs_of_their_own",),
     ),
     Mutation(
+        "an accelerator shows the batch of the first of some steps in all",
+        "selfens_jax/training.py",
+        "numbers = state.step + jnp.arange(together)",
+        "numbers = state.step + 0 * jnp.arange(together)",
+        ("test_training.py::test_an_accelerator_scans_to_the_same_parameters",),
+    ),
+    Mutation(
         "the last network of a deep ensemble taken for single",
         "experiments/train.py",
         "lambda leaf: leaf[:1], variables",

@@ -74,6 +74,18 @@ def test_figures_are_those_of_one_turn_of_the_outer_loop():
     assert found.megabytes == pytest.approx((once + 4 * inner) / 1e6)
 
 
+def test_a_step_of_training_has_its_share_of_the_whole_program():
+    """What comes before the loop, too; six turns, of which each also asks its condition."""
+    told = 'body=%body, backend_config={"known_trip_count":{"n":"6"}}'
+    found = reading.figures(TEXT.replace("body=%body", told), steps=6)
+    turn = reading.figures(TEXT)
+    assert found.kernels == turn.kernels + 1
+    assert found.megacycles == pytest.approx(turn.megacycles + 9 / 6 / 1e6)
+    before, condition = 32 + 32, 1 + 4 + 4
+    assert found.megabytes == pytest.approx(turn.megabytes + (before / 6 + condition) / 1e6)
+    assert found.collectives == turn.collectives
+
+
 def test_the_main_loop_is_that_of_the_most_kernels():
     other = """
 %zone (b: (s32[], f32[4,2])) -> (s32[], f32[4,2]) {

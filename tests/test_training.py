@@ -158,11 +158,38 @@ def test_runs_side_by_side_may_differ_in_sigma_and_seed_only(problem):
         side_by_side(problem, trainers)
 
 
-def test_an_accelerator_scans_to_the_same_parameters(problem, monkeypatch):
-    trainer = Trainer(TinyNet(), config(num_members=2, epochs=2), num_examples=20)
+def test_an_accelerator_reports_after_some_hundred_steps(problem, monkeypatch):
+    trainer = Trainer(TinyNet(), config(epochs=70), num_examples=20)  # of three steps an epoch
+    counted = []
+    monkeypatch.setattr(training, "_advance", lambda *args: counted.append(args[-1]) or ((), {}))
+    monkeypatch.setattr(training, "_rows", lambda *_: [])
+    monkeypatch.setattr(training, "_refuse_divergence", lambda *_: None)
+    for kind, expected in (("cpu", [30] * 7), ("gpu", [99, 99, 12])):
+        counted.clear()
+        monkeypatch.setattr(jax, "default_backend", lambda kind=kind: kind)
+        states = training.init_states(trainer, problem[0])
+        list(training.train(trainer, *problem, states))
+        assert counted == expected
+
+
+@pytest.mark.parametrize(("at_once", "turns"), [(6, (1, 6)), (5, (2, 3)), (0, (6, 1))])
+def test_an_accelerator_scans_to_the_same_parameters(at_once, turns, problem, monkeypatch):
+    """Also where the batches of some steps only may be made at once."""
+    trainer = Trainer(TinyNet(), config(num_members=2, epochs=2, batch_size=7), num_examples=20)
     expected, history = run(trainer, *problem)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    of_a_step = 4 * 7 * problem[0][0].size * 2
+    monkeypatch.setattr(training, "MADE_AT_ONCE", at_once * of_a_step)
+    training._scanned_steps.clear_cache()
+    scans, scan = [], jax.lax.scan
+    monkeypatch.setattr(
+        jax.lax,
+        "scan",
+        lambda *args, **kwargs: scans.append((args, kwargs)) or scan(*args, **kwargs),
+    )
     states, scanned_history = run(trainer, *problem)
+    outer, inner = scans[:2]
+    assert (outer[1]["length"], len(inner[0][2].y)) == turns
     assert jax.tree.structure(states) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(states), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

@@ -18,7 +18,8 @@ from selfens_jax import attacks, backend, blocks, certification, ensembles, mode
 CLASSES = 3
 SIGMA = 0.8
 EXAMPLES = 30  # CBF's training split, which a batch holds whole
-STEPS = 10  # of a call of training or an attack; one program has one loop, whatever the number
+STEPS = 10  # of a call of an attack; one program has one loop, whatever the number
+TRAINING_STEPS = 100  # of a call of training
 ATTACK_DRAWS = 16
 WHAT = ("certify", "train", "attack")
 
@@ -80,7 +81,7 @@ def compile_case(case: Case) -> Row:
         seconds = time.monotonic() - began
     flops = _flops(case, draws)
     memory = compiled.memory_analysis()
-    found = reading.figures(compiled.as_text())
+    found = reading.figures(compiled.as_text(), TRAINING_STEPS if case.what == "train" else None)
     on_tpu = target.kind == "tpu"
     peak, cycles = 1e12 * target.peak[case.precision], found.megacycles
     if on_tpu:
@@ -166,7 +167,7 @@ def _training(case: Case, mesh: Mesh) -> Any:
     networks = ((each,) * case.networks for each in (trainer.noise("training")[0], state))
     arrays = (_shape((CLASSES,), jnp.float32), *networks, _shape(x.shape, x.dtype),
               _shape((EXAMPLES,), jnp.int32))  # fmt: skip
-    return training._scanned_steps.lower(trainer.step, *_on(mesh, arrays), STEPS)
+    return training._scanned_steps.lower(trainer.step, *_on(mesh, arrays), TRAINING_STEPS)
 
 
 def _attack(case: Case, mesh: Mesh) -> Any:

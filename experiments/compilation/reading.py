@@ -1,7 +1,9 @@
 """What a compiled program says of itself: kernels, bytes, collectives and, on a TPU, cycles.
 
-All counts are of one turn of the program's outermost loop: a block of draws, a step of training or
-of an attack. Loops inside count as often as they turn, or once where the text does not tell.
+All counts are of one turn of the program's outermost loop: a block of draws, or a step of an
+attack. Those of a step of training are its share of the whole program, which makes the batches of
+many steps before them. Loops inside count as often as they turn, or once where the text does not
+tell.
 
 The text form is no promise of XLA's. What is not found is None, never 0.
 """
@@ -43,11 +45,17 @@ class _Instruction:
     turns: int | None
 
 
-def figures(text: str) -> Figures:
-    """Reads the text of a compiled program, `compiled.as_text()`."""
+def figures(text: str, steps: int | None = None) -> Figures:
+    """Reads the text of a compiled program, `compiled.as_text()`.
+
+    steps: that the whole program makes, of which one is counted; None for a turn of its loop.
+    """
     computations, entry = _parse(text)
-    body = _main_loop(computations, entry)
-    kernels, size, cycles = _sum(computations, body)
+    counted = entry if steps else _main_loop(computations, entry)
+    kernels, size, cycles = _sum(computations, counted)
+    if steps:
+        kernels, size = round(kernels / steps), size / steps
+        cycles = None if cycles is None else cycles / steps
     collectives = sum(
         instruction.operation.removesuffix("-start") in COLLECTIVES
         for instructions in computations.values()
