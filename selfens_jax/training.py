@@ -425,7 +425,9 @@ def _learned(
     step: Step, class_weights: jax.Array, state: TrainState, batch: _Batch
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """What `train_step` returns."""
-    mixed = _mixed(step, state, batch) if step.objective == "smoothmix" else None
+    mixed = None
+    if step.objective == "smoothmix":
+        mixed = _mixed(step, batch.noise, state, batch.x, batch.y)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -489,17 +491,17 @@ class _Mixed(NamedTuple):
     shares: jax.Array  # (B,)
 
 
-def _mixed(step: Step, state: TrainState, batch: _Batch) -> _Mixed:
-    """A batch's series x on the way to x', which is less like their class to the network.
+def _mixed(step: Step, noise: Noise, state: TrainState, x: jax.Array, labels: jax.Array) -> _Mixed:
+    """Series x (B, T, C) on the way to x', which is less like their class to the network.
 
     x' is one step of ascent away, on the loss of the mean of the same views in evaluation.
     """
-    network, x, noise = Network(step.model, state.variables), batch.x, batch.noise
+    network = Network(step.model, state.variables)
 
     def loss_of(series: Any) -> jax.Array:
         views = noisy_masked_views(step, noise, series)
         views = views.reshape(step.views, len(series), *views.shape[1:])
-        return attacks.mean_loss(network, jnp.swapaxes(views, 0, 1), batch.y)
+        return attacks.mean_loss(network, jnp.swapaxes(views, 0, 1), labels)
 
     step_sizes = objectives.ASCENT * noise.sigma * jnp.ones(len(x))
     moved = attacks.climbed(loss_of, x, step_sizes)
