@@ -78,9 +78,13 @@ def test_the_legend_names_the_curves_of_all_panels(monkeypatch):
     seen = []
     monkeypatch.setattr(study.plots, "png", lambda drawn, *_: seen.append(drawn) or b"")
     other = dataclasses.replace(CELL, ensemble="single", objective="cross_entropy")
-    study.figure({CELL: CONTROL, other: BETTER})
+    more_draws = dataclasses.replace(CELL, num_draws=10 * CELL.num_draws)
+    study.figure({CELL: CONTROL, other: BETTER, more_draws: CONTROL})
     (legend,) = seen[0].legends
     assert {text.get_text() for text in legend.get_texts()} == {"two_views", "cross_entropy"}
+    titles = [axes.get_title() for axes in seen[0].axes if axes.axison]
+    assert len(set(titles)) == 3
+    assert sum(f"n = {more_draws.num_draws}" in title for title in titles) == 1
 
 
 def measured(voted, radius, share) -> study.Measured:

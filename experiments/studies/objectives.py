@@ -554,8 +554,9 @@ def figure(measured: dict[Cell, Measured]) -> bytes:
             )
         axes.axvline(0, color="0.6", linewidth=0.8)
         axes.set_xticks(special.ndtri(ticks), [f"{tick:g}" for tick in ticks])
+        sizes = f"sigma {group.sigma:g}, n = {group.num_draws}, {group.num_examples} series"
         axes.set(
-            title=f"{group.dataset}, {group.model}, {ensemble}, sigma {group.sigma:g}",
+            title=f"{group.dataset}, {group.model}, {ensemble}\n{sizes}",
             xlabel="share of the votes that are for the label",
             ylabel="series with at most this share (%)",
             ylim=(0, 103),
