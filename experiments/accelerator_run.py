@@ -116,16 +116,8 @@ def main() -> None:
         if time.monotonic() > deadline - (0 if FLAGS.smoke else SMALLEST):
             break
         outcome = run(step, results, deadline)
-        if step.name.startswith("votes") and outcome.outcome == "done":
-            first = results / f"votes-{PRECISIONS[0]}"
-            again = step.name == AGAIN and bool(counted(first))
-            with_what = (first, "another process's") if again else (folder / "cpu", "the CPU's")
-            says = compared(results / step.name, *with_what)
-            outcome = dataclasses.replace(outcome, says=says)
-        if step.name == "table3" and outcome.outcome == "done":
-            done = jobs.read(results / "table3").values()
-            says = f"{sum(job.status == jobs.DONE for job in done)} jobs are done"
-            outcome = dataclasses.replace(outcome, says=says)
+        if outcome.outcome == "done":
+            outcome = dataclasses.replace(outcome, says=found_by(step.name, folder, results))
         outcomes = [each for each in outcomes if each.step != step.name] + [outcome]
         write(results / "steps.csv", outcomes)
         print(f"{step.name:<24} {outcome.outcome:<10} {outcome.seconds:6.0f} s  {outcome.says}",
@@ -170,6 +162,19 @@ def steps(folder: Path, results: Path, platform: str, deadline: float) -> Iterat
              f"--data_dir={archive(folder)}", f"--results_dir={results / 'table3'}",
              f"--time_limit={minutes:.2f}"),
         )  # fmt: skip
+
+
+def found_by(step: str, folder: Path, results: Path) -> str:
+    """What came of a step that is done, in words; "" where its files say it."""
+    if step.startswith("votes"):
+        first = results / f"votes-{PRECISIONS[0]}"
+        again = step == AGAIN and bool(counted(first))
+        with_what = (first, "another process's") if again else (folder / "cpu", "the CPU's")
+        return compared(results / step, *with_what)
+    if step == "table3":
+        done = jobs.read(results / step).values()
+        return f"{sum(job.status == jobs.DONE for job in done)} jobs are done"
+    return ""
 
 
 def archive(folder: Path) -> Path:

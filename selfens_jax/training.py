@@ -35,6 +35,7 @@ from selfens_jax.streams import stream
 
 Variables = dict[str, Any]
 CLASS_WEIGHTS = ("balanced", "none")
+STEPS_PER_REPORT = 100  # about so many on an accelerator, where each report is a call
 MADE_AT_ONCE = 2**26  # bytes of views that an accelerator makes before the steps that see them
 # Settings that earlier versions did not have. Records leave them out at their defaults, so that
 # those of the same training stay the same.
@@ -407,7 +408,7 @@ def train_step(
 class _Batch:
     """What a step sees, which does not depend on the network."""
 
-    x: jax.Array  # (B, T, C) series
+    x: jax.Array  # (B, T, C) series, of which smoothmix makes others
     y: jax.Array  # (B,) their class indices
     views: jax.Array  # (k B, T, C), M * (x + sigma * noise)
     noise: Noise  # with the key of this step
@@ -568,7 +569,7 @@ def train(
       y: (N,) their class indices.
       states: from `init_states`, or of an earlier report.
       epochs_per_report: epochs between two reports; if None, 10 or, on an accelerator, so many that
-        there are some 100 steps, as each report is a call of its own.
+        there are about `STEPS_PER_REPORT` steps.
 
     Yields:
       (states, rows): the members after some more epochs, and for each of these epochs and each
@@ -614,8 +615,8 @@ def train_side_by_side(
     members = config.num_members
     done = steps.pop() // step.steps_per_epoch
     if epochs_per_report is None:
-        steps_per_report = 0 if backend.on_cpu() else 100
-        epochs_per_report = max(10, steps_per_report // step.steps_per_epoch)
+        some_steps = 0 if backend.on_cpu() else STEPS_PER_REPORT
+        epochs_per_report = max(10, some_steps // step.steps_per_epoch)
     while done < config.epochs:
         epochs = min(epochs_per_report, config.epochs - done)
         number = epochs * step.steps_per_epoch

@@ -19,7 +19,6 @@ CLASSES = 3
 SIGMA = 0.8
 EXAMPLES = 30  # CBF's training split, which a batch holds whole
 STEPS = 10  # of a call of an attack; one program has one loop, whatever the number
-TRAINING_STEPS = 100  # of a call of training
 ATTACK_DRAWS = 16
 WHAT = ("certify", "train", "attack")
 
@@ -81,7 +80,8 @@ def compile_case(case: Case) -> Row:
         seconds = time.monotonic() - began
     flops = _flops(case, draws)
     memory = compiled.memory_analysis()
-    found = reading.figures(compiled.as_text(), TRAINING_STEPS if case.what == "train" else None)
+    steps = training.STEPS_PER_REPORT if case.what == "train" else None
+    found = reading.figures(compiled.as_text(), steps)
     on_tpu = target.kind == "tpu"
     peak, cycles = 1e12 * target.peak[case.precision], found.megacycles
     if on_tpu:
@@ -167,7 +167,9 @@ def _training(case: Case, mesh: Mesh) -> Any:
     networks = ((each,) * case.networks for each in (trainer.noise("training")[0], state))
     arrays = (_shape((CLASSES,), jnp.float32), *networks, _shape(x.shape, x.dtype),
               _shape((EXAMPLES,), jnp.int32))  # fmt: skip
-    return training._scanned_steps.lower(trainer.step, *_on(mesh, arrays), TRAINING_STEPS)
+    return training._scanned_steps.lower(
+        trainer.step, *_on(mesh, arrays), training.STEPS_PER_REPORT
+    )
 
 
 def _attack(case: Case, mesh: Mesh) -> Any:

@@ -231,14 +231,18 @@ def with_members_taken(jobs: Sequence[Job], apart: Collection[str]) -> list[Job]
     """
     trainings = [job for job in jobs if job.script == "train" and job.id not in apart]
     deep = {job.run: job for job in trainings if job.flags["ensemble"] == "de"}
+    sources = {
+        job.id: deep.get(job.run.replace("/single/", "/de/"))
+        for job in trainings
+        if job.flags["ensemble"] == "single"
+    }
     ordered = []
     for job in jobs:
-        source = deep.get(job.run.replace("/single/", "/de/"))
-        if job in trainings and job.flags["ensemble"] == "single" and source:
+        if source := sources.get(job.id):
+            ordered.append(source)
             arguments = (*job.arguments, "--member_of_de")
-            ordered += [source, dataclasses.replace(job, arguments=arguments, needs=source.id)]
-        else:
-            ordered.append(job)
+            job = dataclasses.replace(job, arguments=arguments, needs=source.id)
+        ordered.append(job)
     return list({job.id: job for job in ordered}.values())
 
 
