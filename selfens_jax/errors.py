@@ -44,7 +44,10 @@ def check_number(what: str, value: Any, low: float, high: float) -> float:
     except OverflowError:
         number = math.inf
     if not low < number < high:
-        raise UserError(f"{what} must be a number between {low:g} and {high:g}, not {value!r}")
+        allowed = f"number between {low:g} and {high:g}"
+        if high == math.inf:
+            allowed = "finite number" + (f" above {low:g}" if math.isfinite(low) else "")
+        raise UserError(f"{what} must be a {allowed}, not {value!r}")
     return number
 
 

@@ -360,7 +360,7 @@ def test_series_of_another_length_are_refused(clf):
 BAD_PARAMETERS = [
     ({"sigma": 0}, "sigma must be"),
     ({"sigma": "0.5"}, "sigma must be"),
-    ({"sigma": np.nan}, "sigma must be"),
+    ({"sigma": np.nan}, "sigma must be a finite number above 0, not nan"),
     ({"sigma": 1e-9}, "not small against sigma"),
     ({"epochs": -1}, "epochs must be"),
     ({"epochs": 1.5}, "epochs must be"),
@@ -370,7 +370,7 @@ BAD_PARAMETERS = [
     ({"keep": 0}, "keep must be"),
     ({"keep": None}, "keep must be"),
     ({"learning_rate": -1}, "learning_rate must be"),
-    ({"learning_rate": "fast"}, "learning_rate must be"),
+    ({"learning_rate": "fast"}, "learning_rate must be a finite number, not 'fast'"),
     ({"class_weights": {0: 1}}, "unknown class_weights"),
     ({"model": "resnet"}, "unknown model 'resnet'; choose from inception_time, lstm_fcn, macnn"),
     ({"model": models.create("lstm_fcn", 2)}, "model must be one of"),

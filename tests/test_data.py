@@ -470,8 +470,13 @@ BAD_ARRAYS = [
     pytest.param({"y_test": np.array(["1", "2", "2 "])}, ["'2 '", "is it '2'?"], id="alike"),
     pytest.param(
         {"y_train": np.array([0.3, 0.1, 0.2, 0.7])},
-        ["series 0 of the test", "no two training series share a label"],
+        ["y has 4 different numbers for 4 training series, such as 0.3", "measured values?"],
         id="targets",
+    ),
+    pytest.param(
+        {"y_train": np.array([3, 1, 4, 2]), "y_test": np.array([9, 1, 2])},
+        ["series 0 of the test", "no two training series share a label"],
+        id="all-differ",
     ),
     pytest.param(
         {"X_train": np.full((4, 6), np.finfo(np.longdouble).max)}, ["series 0", "time 0"], id="long"

@@ -327,6 +327,28 @@ def test_one_file_alone_is_a_training_split(tmp_path, ending):
     assert_no_test_split(toy, (3, 1))
 
 
+@pytest.mark.parametrize("extra", [[], ["0.5,1.0,2.0,3.0"]], ids=["all-differ", "most-differ"])
+def test_new_series_without_labels_are_no_training_split(tmp_path, extra):
+    rows = np.random.default_rng(0).normal(size=(5, 4))
+    lines = [",".join(f"{value:.3f}" for value in row) for row in rows] + extra * 2
+    message = message_of(data.load, write(tmp_path / "new.csv", "\n".join(lines)))
+    assert f"column 1 has {len(lines) - len(extra)} different numbers for {len(lines)}" in message
+    assert "certify.py --series takes series without labels" in message
+
+
+@pytest.mark.parametrize("label", ["class {}.5", "{}", "{}e300"], ids=["text", "whole", "large"])
+def test_classes_of_one_series_each_may_be_meant(tmp_path, label):
+    lines = [f"{label.format(i)},{i},0,{i * i}" for i in (3, 1, 4, 2, 7)]
+    with pytest.warns(UserWarning, match="class of its own"):
+        toy = data.load(write(tmp_path / "new.csv", "\n".join(lines)))
+    assert toy.num_classes == 5
+
+
+def test_half_numbers_may_name_classes(tmp_path):
+    lines = [f"{(i + 1) % 2 + 0.5},{i},0,{i * i}" for i in range(4)]
+    assert data.load(write(tmp_path / "half.csv", "\n".join(lines))).num_classes == 2
+
+
 # --- channels first ------------------------------------------------------------------------------
 
 

@@ -67,7 +67,7 @@ def test_where_no_grid_is_both_coarse_and_fine_enough_a_larger_sigma_helps():
 
 @pytest.mark.parametrize("grid", [0.0, -1.0, math.nan, math.inf, "0.5", True])
 def test_a_grid_is_a_positive_number(grid):
-    assert "grid must be a number between 0 and inf" in refusal(grid, 1.0, np.zeros((1, 4, 1)))
+    assert "grid must be a finite number above 0" in refusal(grid, 1.0, np.zeros((1, 4, 1)))
 
 
 def test_kinds_of_noise():
@@ -224,8 +224,8 @@ def test_a_count_goes_on_under_its_own_noise(count, tmp_path, name):
         (0.0, ("--grid=0.001",), "a run of sigma 0 has no grid; leave out --grid"),
         (0.5, ("--grid=0.001",), "--grid=0.001: grid must be a power of two, not 0.001"),
         (0.5, ("--grid=0.5",), "--grid=0.5: grid 0.5 is coarser than sigma / 64"),
-        (0.5, ("--grid=0",), "--grid=0.0: grid must be a number between 0 and inf"),
-        (0.5, ("--grid=nan",), "--grid=nan: grid must be a number between 0 and inf"),
+        (0.5, ("--grid=0",), "--grid=0.0: grid must be a finite number above 0"),
+        (0.5, ("--grid=nan",), "--grid=nan: grid must be a finite number above 0"),
     ],
 )
 def test_flags_of_noise_that_do_not_do_are_refused(sigma, arguments, what):

@@ -337,7 +337,7 @@ STATE = begin([[20, 0], [0, 20]], 0.7)
     ("call", "message"),
     [
         (lambda: certified_share(-0.1, 1.0), "must not be negative"),
-        (lambda: certified_share(np.nan, 1.0), "radius must be a number"),
+        (lambda: certified_share(np.nan, 1.0), "radius must be a finite number"),
         (lambda: certified_share(0.5, 0.0), "sigma"),
         (lambda: certified_share(9.0, 1.0), "too many sigmas"),
         (lambda: log_e_value(3, 2, 0.7), "successes <= draws"),

@@ -37,7 +37,7 @@ def test_the_drawn_logits_are_the_counted_votes(num_draws):
 
 def test_draws_are_refused_as_counting_refuses_them():
     predict, x = tiny_ensemble()
-    with pytest.raises(UserError, match="sigma must be a number between 0 and inf"):
+    with pytest.raises(UserError, match="sigma must be a finite number above 0"):
         smoothing.draw_logits(predict, x, sigma=0, num_draws=10, key=jax.random.key(0))
 
 

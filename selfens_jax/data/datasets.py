@@ -195,8 +195,8 @@ def from_arrays(
     Raises:
         UserError: anything that is not as above, a value that is missing and not to be filled,
             masked, not finite or overflows float32, a label that is missing, masked or would break
-            a table, labels that are an index, or fewer than two classes; the message names the
-            split and, where there is one, the series, time step and channel.
+            a table, labels that are an index or measured values, or fewer than two classes; the
+            message names the split and, where there is one, the series, time step and channel.
 
     Warns:
         UserWarning: more channels than time steps, labels that look the same, as many classes as
@@ -229,6 +229,13 @@ def from_arrays(
             f"{place_train}: {column} counts the {'lines' if column != 'y' else 'series'} from "
             f"{labels_train[0]}, in the test split too: an index column? give the labels instead; "
             "if these are classes, put the series in another order"
+        )
+    if labels.are_measured(labels_train):
+        without = "" if column == "y" else "; certify.py --series takes series without labels"
+        raise UserError(
+            f"{place_train}: Unknown label type: {column} has {len(set(labels_train))} different "
+            f"numbers for {len(labels_train)} training series, such as {labels_train[0]}, not all "
+            f"of them whole: measured values? give the names of classes there{without}"
         )
     classes = labels.order(set(labels_train))
     if len(classes) < 2:

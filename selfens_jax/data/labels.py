@@ -91,6 +91,13 @@ def _count_up(labels: Sequence[str]) -> bool:
     return numbers[0].is_integer() and all(b - a == 1 for a, b in itertools.pairwise(numbers))
 
 
+def are_measured(train: Sequence[str]) -> bool:
+    """Whether the labels are values of something measured: the series' own, or a regression's."""
+    numbers = [float(label) for label in train if is_number(label)]
+    differ = len(train) >= 4 and len(set(train)) > len(train) / 2
+    return differ and len(numbers) == len(train) and not all(map(float.is_integer, numbers))
+
+
 def doubts(train: Sequence[str], x: np.ndarray, column: str) -> Iterator[str]:
     """What is odd about the labels of the training split and may yet be meant.
 
