@@ -17,7 +17,9 @@ its votes on a CPU. The measuring then does, as long as there is time:
                 --data_dir (reproduce.py, which goes on from what an earlier call did)
 
 Every step is a command of its own. <folder>/results has its output as soon as it ends, and
-steps.csv a line for each: what a step that was stopped had not written is lost, nothing else.
+steps.csv a line for each: what a step that was stopped had not written is lost, nothing else. A
+step that is run again counts and measures again, and its line is replaced; --smoke has a folder of
+its own, results-smoke.
 """
 
 import csv
@@ -31,6 +33,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from common import cli, commands
 
@@ -98,31 +101,105 @@ def main() -> None:
     for name in FLAGS.steps:
         if name not in STEPS:
             raise UserError(f"--steps={name}: no such step; choose from {', '.join(STEPS)}")
-    if not counted(folder / "cpu"):
-        raise UserError(f"{folder} has no votes of a CPU: run this with --prepare, on a CPU")
-    results = folder / "results"
+    if FLAGS.data_dir is not None:
+        raise UserError("--data_dir is for --prepare, which copies what is measured with")
+    check_votes(folder / "cpu")
+    results = folder / ("results-smoke" if FLAGS.smoke else "results")
+    lines = results / "steps.csv"
+    earlier = read(lines) if lines.exists() else []
     deadline = time.monotonic() + 60 * FLAGS.minutes
-    device = Step("device", ("-c", FACTS))
-    outcomes = [run(device, results, deadline)]
-    if outcomes[0].outcome != "done":
-        raise UserError(f"JAX finds no device: {results / 'device.log'} says why")
-    facts = json.loads((results / "device.log").read_text().splitlines()[-1])
+    first, facts = look_at_device(results, deadline, earlier)
     print(", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
-    if FLAGS.steps and (results / "steps.csv").exists():
-        outcomes += [row for row in read(results / "steps.csv") if row.step != "device"]
+    for name in FLAGS.steps:
+        if why := impossible(name, folder, facts["platform"]):
+            raise UserError(f"--steps={name}: {why}")
+    outcomes = [first, *(row for row in earlier if row.step != first.step)]
+    ended: list[Outcome] = []
     for step in steps(folder, results, facts["platform"], deadline):
         if FLAGS.steps and step.name.partition("-")[0] not in FLAGS.steps:
             continue
         if time.monotonic() > deadline - (0 if FLAGS.smoke else SMALLEST):
             break
+        if step.name.startswith("votes"):
+            shutil.rmtree(results / step.name, ignore_errors=True)  # or none would be counted
         outcome = run(step, results, deadline)
         if outcome.outcome == "done":
-            outcome = dataclasses.replace(outcome, says=found_by(step.name, folder, results))
+            outcome = looked_at(outcome, folder, results)
+        ended.append(outcome)
         outcomes = [each for each in outcomes if each.step != step.name] + [outcome]
-        write(results / "steps.csv", outcomes)
+        write(lines, outcomes)
         print(f"{step.name:<24} {outcome.outcome:<10} {outcome.seconds:6.0f} s  {outcome.says}",
               flush=True)  # fmt: skip
+    if not ended:
+        raise UserError(f"--minutes={FLAGS.minutes:g}: no time was left for a step")
     print(f"written to {results}")
+    if failed := [outcome.step for outcome in ended if outcome.outcome == "failed"]:
+        raise UserError(f"failed: {', '.join(failed)}; {results} has the log of each")
+
+
+def check_votes(folder: Path) -> None:
+    """Raises UserError if the folder has not the votes, of one count, that --prepare counted."""
+    files = counted(folder)
+    if not files:
+        raise UserError(f"{folder.parent} has no votes of a CPU: run this with --prepare, on a CPU")
+    if len(files) > 1:
+        raise UserError(f"{folder} has {len(files)} counts; only that of --prepare belongs there")
+    try:
+        records.read_counts(files[0])
+    except UserError as error:
+        raise UserError(f"{error}; --prepare --folder=ANOTHER counts again") from None
+
+
+def look_at_device(
+    results: Path, deadline: float, earlier: Sequence[Outcome]
+) -> tuple[Outcome, dict[str, Any]]:
+    """The first step, and what JAX says of the device.
+
+    Raises:
+      UserError: if it finds none, or another than the earlier steps were measured on.
+    """
+    log = results / "device.log"
+    before = log.read_text() if earlier and log.exists() else ""
+    found = run(Step("device", ("-c", FACTS)), results, deadline)
+    if found.outcome == "stopped":
+        raise UserError(f"--minutes={FLAGS.minutes:g}: JAX needs longer to find its devices")
+    if found.outcome != "done":
+        raise UserError(f"JAX finds no device: {log} says why")
+    facts = facts_in(log.read_text())
+    if facts_in(before) not in ({}, facts):
+        log.write_text(before)
+        raise UserError(
+            f"{results} was measured on another device, or with another JAX, than {facts}: move it "
+            "away, so that a table is of one of them"
+        )
+    return found, facts
+
+
+def facts_in(log: str) -> dict[str, Any]:
+    """What JAX said of the device, in the last line; {} if it said nothing."""
+    try:
+        return json.loads(log.splitlines()[-1])
+    except (IndexError, ValueError):
+        return {}
+
+
+def impossible(name: str, folder: Path, platform: str) -> str:
+    """Why a step that is asked for cannot be run; empty if it can."""
+    if name == "compiled" and platform != "gpu":
+        return "what the compiler expects of a GPU is compared with one"
+    if name == "table3" and not carried(folder):
+        return f"{archive(folder)} has no data set: --prepare --data_dir=UCR copies them"
+    if name == "table3" and platform == "cpu" and not FLAGS.smoke:
+        return "for a GPU or TPU; on a CPU, reproduce.py --what=table3"
+    return ""
+
+
+def looked_at(outcome: Outcome, folder: Path, results: Path) -> Outcome:
+    """The outcome of a step that is done, with what came of it."""
+    try:
+        return dataclasses.replace(outcome, says=found_by(outcome.step, folder, results))
+    except UserError as error:
+        return dataclasses.replace(outcome, outcome="failed", says=str(error))
 
 
 def steps(folder: Path, results: Path, platform: str, deadline: float) -> Iterator[Step]:
@@ -150,7 +227,7 @@ def steps(folder: Path, results: Path, platform: str, deadline: float) -> Iterat
             (script("compile_report"), "--target=h100", f"--models={','.join(MODELS)}",
              f"--precision={','.join(PRECISIONS)}", f"--output={results / 'compiled.csv'}"),
         )  # fmt: skip
-    sets = [name for name in data.PAPER_DATASETS if (archive(folder) / name).is_dir()]
+    sets = carried(folder)
     minutes = (deadline - time.monotonic() - ENDING) / 60
     if sets and minutes > 0 and (platform != "cpu" or FLAGS.smoke):
         few = ("--profile=smoke", "--models=lstm_fcn", "--ensembles=single", "--sigmas=0.8",
@@ -182,6 +259,11 @@ def archive(folder: Path) -> Path:
     return folder / "ucr"
 
 
+def carried(folder: Path) -> list[str]:
+    """The names of the data sets that are carried."""
+    return [name for name in data.PAPER_DATASETS if (archive(folder) / name).is_dir()]
+
+
 def script(name: str) -> str:
     return str(SCRIPTS / f"{name}.py")
 
@@ -205,7 +287,10 @@ def prepare(folder: Path) -> None:
     ):
         outcome = run(Step(name, command), folder, float("inf"), JAX_PLATFORMS="cpu")
         if outcome.outcome != "done":
-            raise UserError(f"{folder / name}.log says why this failed: {outcome.says}")
+            raise UserError(
+                f"{folder / name}.log says why this failed: {outcome.says} (remove {folder}, or "
+                "take another --folder)"
+            )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder} has all that is needed there, {size / 2**20:.1f} MiB")
 
@@ -278,9 +363,12 @@ def run(step: Step, folder: Path, deadline: float, **environment: str) -> Outcom
 
 
 def read(path: Path) -> list[Outcome]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [Outcome(r["step"], r["outcome"], float(r["seconds"]), r["says"]) for r in rows]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [Outcome(r["step"], r["outcome"], float(r["seconds"]), r["says"]) for r in rows]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path} is damaged: move it away") from None
 
 
 def write(path: Path, outcomes: Sequence[Outcome]) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def main() -> None:
     ]
     if FLAGS.member_of_de:
         for *_, wanted in open_ones:
-            deep_ensemble_of(wanted)  # refuses before anything is written
+            with or_alone():
+                deep_ensemble_of(wanted)  # refuses before anything is written
     with contextlib.ExitStack() as stack:
         for folder, *_ in open_ones:
             what = f"the training, or other work on, {folder}"
@@ -159,6 +161,8 @@ def check_flags() -> list[training.TrainConfig]:
         )
     if FLAGS.member_of_de and FLAGS.ensemble != "single":
         raise UserError("--member_of_de makes a run of --ensemble=single; give that too")
+    if FLAGS["num_members"].present and FLAGS.ensemble != "de":
+        raise UserError("--num_members is of --ensemble=de; leave it out")
     if not FLAGS.checkpoint_every >= 0:  # nor NaN, which would save nothing
         given = FLAGS.checkpoint_every
         raise UserError(f"--checkpoint_every must be seconds, at least 0, not {given:g}")
@@ -234,10 +238,11 @@ def take_members(wanted: list[tuple[Path, dict[str, Any]]]) -> None:
     with contextlib.ExitStack() as stack:
         sources = []
         for _, asked in wanted:
-            source = deep_ensemble_of(asked)
-            lock = locks.held(trained.lock_of(source), f"the training of {source}", shared=True)
-            stack.enter_context(lock)
-            sources.append((source, *runs.load_networks(source)[1:], runs.read_history(source)))
+            with or_alone():
+                source = deep_ensemble_of(asked)
+                lock = locks.held(trained.lock_of(source), f"the training of {source}", shared=True)
+                stack.enter_context(lock)
+                sources.append((source, *runs.load_networks(source)[1:], runs.read_history(source)))
         for (folder, asked), (source, variables, config, history) in zip(
             wanted, sources, strict=True
         ):
@@ -251,6 +256,16 @@ def take_members(wanted: list[tuple[Path, dict[str, Any]]]) -> None:
             print(folder)
 
 
+@contextlib.contextmanager
+def or_alone() -> Iterator[None]:
+    """Whatever is wrong with a deep ensemble, its first network can be trained by itself."""
+    try:
+        yield
+    except UserError as error:
+        says = "without --member_of_de the network is trained by itself"
+        raise UserError(f"{error}; {says}") from None
+
+
 def deep_ensemble_of(asked: dict[str, Any]) -> Path:
     """The run of the deep ensemble trained as `asked` says of a single network.
 
@@ -261,16 +276,14 @@ def deep_ensemble_of(asked: dict[str, Any]) -> Path:
     run = runs.directory(FLAGS.runs_dir, name, asked["model"], "de", sigma, seed)
     if not runs.is_finished(run):
         raise UserError(
-            f"the deep ensemble {run} has not been trained; --ensemble=de, with the other flags as "
-            "they are, trains it"
+            f"the deep ensemble {run} has not been trained; --ensemble=de in place of "
+            "--ensemble=single --member_of_de trains it"
         )
-    own = {key: value for key, value in asked.items() if key not in ("ensemble", "num_members")}
+    own = training.completed(asked)
+    own = {key: value for key, value in own.items() if key not in ("ensemble", "num_members")}
     differences = runs.differences(training.completed(runs.read_config(run)), own)
     if differences:
-        raise UserError(
-            f"the deep ensemble {run} was trained otherwise: {differences}; without "
-            "--member_of_de the network is trained"
-        )
+        raise UserError(f"the deep ensemble {run} was trained otherwise: {differences}")
     return run
 
 

@@ -1401,6 +1401,22 @@ MUTATIONS = (
         ("test_scripts.py::test_a_single_network_is_the_first_of_a_deep_ensemble",),
     ),
     Mutation(
+        "a network taken from a deep ensemble of another objective",
+        "experiments/train.py",
+        "own = training.completed(asked)",
+        "own = asked",
+        ("test_scripts.py::test_a_deep_ensemble_of_another_objective_is_not_taken",),
+    ),
+    Mutation(
+        "votes that an earlier call counted compared as if they were of this one",
+        "experiments/accelerator_run.py",
+        "shutil.rmtree(results / step.name, ignore_errors=True)",
+        "pass",
+        (
+            "test_accelerator_run.py::test_a_second_call_counts_again_and_keeps_the_lines_of_other_steps",
+        ),
+    ),
+    Mutation(
         "a network whose training is timed taken from a deep ensemble",
         "experiments/reproduction/plan.py",
         'if job.script == "train" and job.id not in apart]',

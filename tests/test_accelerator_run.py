@@ -132,6 +132,73 @@ def test_votes_of_a_cpu_are_needed(tmp_path):
     assert "--steps=table4: no such step; choose from votes, certify, " in done.stderr
     done = call("--minutes=0")
     assert "--minutes must be from 0.1 to 1000, not 0" in done.stderr
+    done = call("--data_dir=UCR")
+    assert "--data_dir is for --prepare" in done.stderr
+
+
+VOTES = np.array([[9, 1, 0], [5, 5, 0], [10, 0, 0]])
+
+
+def test_the_votes_of_a_cpu_are_looked_at_before_anything_is_measured(tmp_path):
+    write_counts(tmp_path / "cpu", VOTES)
+    (file,) = (tmp_path / "cpu").iterdir()
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(UserError, match=r"cannot be read.*; --prepare --folder=ANOTHER counts"):
+        accelerator_run.check_votes(tmp_path / "cpu")
+    write_counts(tmp_path / "cpu", 10 * VOTES)
+    with pytest.raises(UserError, match="has 2 counts; only that of --prepare belongs there"):
+        accelerator_run.check_votes(tmp_path / "cpu")
+
+
+def test_a_step_whose_votes_cannot_be_compared_has_failed(tmp_path):
+    write_counts(tmp_path / "cpu", VOTES)
+    write_counts(tmp_path / "results" / "votes-bfloat16", VOTES, first=1)
+    done = accelerator_run.Outcome("votes-bfloat16", "done", 1.5, "")
+    found = accelerator_run.looked_at(done, tmp_path, tmp_path / "results")
+    assert (found.outcome, found.seconds) == ("failed", 1.5)
+    assert "has the votes of other series than" in found.says
+
+
+def test_what_cannot_be_measured_here_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator_run, "FLAGS", types.SimpleNamespace(smoke=False))
+    says = accelerator_run.impossible
+    assert says("votes", tmp_path, "cpu") == ""
+    assert "of a GPU" in says("compiled", tmp_path, "tpu")
+    assert says("compiled", tmp_path, "gpu") == ""
+    assert f"{tmp_path / 'ucr'} has no data set: --prepare" in says("table3", tmp_path, "gpu")
+    (tmp_path / "ucr" / "CBF").mkdir(parents=True)
+    assert says("table3", tmp_path, "gpu") == ""
+    assert "on a CPU, reproduce.py" in says("table3", tmp_path, "cpu")
+
+
+def test_a_second_call_counts_again_and_keeps_the_lines_of_other_steps(tmp_path):
+    """Votes that an earlier call counted would be compared as if they were of this one."""
+    write_counts(tmp_path / "cpu", VOTES)
+    results = tmp_path / "results-smoke"
+    write_counts(results / "votes-float32", VOTES)
+    kept = {"step": "table3", "outcome": "done", "seconds": "500.0", "says": "12 jobs are done"}
+    with (results / "steps.csv").open("w", newline="") as file:
+        rows = csv.DictWriter(file, list(kept))
+        rows.writeheader()
+        rows.writerows([kept, kept | {"step": "votes-float32"}])
+    done = call(f"--folder={tmp_path}", "--smoke", "--steps=votes")
+    assert done.returncode == 1  # there is no network that could count
+    assert "error: failed: votes-float32, votes-again; " in done.stderr
+    assert [row["step"] for row in lines(results)] == [
+        *("device", "table3", "votes-float32", "votes-again"),
+    ]
+    assert lines(results)[1] == kept
+    assert lines(results)[2]["outcome"] == "failed"
+    assert not accelerator_run.counted(results / "votes-float32")
+
+    log = results / "device.log"
+    other = log.read_text().replace('"cpu"', '"gpu"', 1)
+    log.write_text(other)
+    done = call(f"--folder={tmp_path}", "--smoke")
+    assert "was measured on another device, or with another JAX, than {'platform'" in done.stderr
+    assert log.read_text() == other
+    (results / "steps.csv").write_text("junk\n1\n")
+    assert "steps.csv is damaged: move it away" in call(f"--folder={tmp_path}", "--smoke").stderr
 
 
 @pytest.mark.slow
@@ -145,7 +212,7 @@ def test_a_rehearsal(tmp_path):
     assert size < 60 * 2**20
     measured = call("--smoke", folder, "--minutes=10")
     assert measured.returncode == 0, measured.stderr
-    results = tmp_path / "carried" / "results"
+    results = tmp_path / "carried" / "results-smoke"
     rows = lines(results)
     names = ["votes-float32", "votes-again", "certify-lstm_fcn", "train-lstm_fcn", "table3"]
     assert [row["step"] for row in rows] == ["device", *names]

@@ -60,7 +60,15 @@ def test_epochs_are_scaled_by_the_passes_of_a_step():
         ({"objectives": ["cross_entropy+hidden_as=mean"]}, "unknown hidden_as 'mean'"),
         ({"objectives": ["cross_entropy+epochs=3"]}, "unknown flag 'epochs'"),
         ({"objectives": ["cross_entropy+keep=much"]}, "could not convert string to float"),
+        ({"objectives": ["cross_entropy+keep"]}, "keep has no value: +keep=VALUE"),
         ({"ensembles": ["single"], "objectives": ["ensemble"]}, "is for mb and mc"),
+        ({"models": ["resnet"]}, "--models: unknown 'resnet'; choose from inception_time, "),
+        ({"sigmas": ["abc"]}, "--sigmas must be numbers above 0, not 'abc'"),
+        ({"sigmas": []}, "--sigmas and --seeds: at least one number each"),
+        ({"seeds": ["0.5"]}, "--seeds must be whole numbers from 0 to below 4294967296"),
+        ({"seeds": ["-1"]}, "--seeds must be whole numbers from 0"),
+        ({"datasets": [""]}, "--datasets: a name is missing"),
+        ({"num_draws": 2}, "--num_draws: "),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(changes, says):
@@ -198,9 +206,12 @@ def test_cells_of_other_sizes_are_not_compared(tmp_path):
     found = dict.fromkeys([CELL, *more], CONTROL) | dict.fromkeys(others, BETTER)
     for cell, measured in found.items():
         study.write_series(tmp_path, cell, measured)
-        study.runs.write_json(study.record_file(tmp_path, cell), dataclasses.asdict(cell))
-    old = study.record_file(tmp_path, CELL)
-    study.runs.write_json(old, {k: v for k, v in dataclasses.asdict(CELL).items() if k != "passes"})
+        record = {**dataclasses.asdict(cell), **measured.summary}
+        if cell == CELL:  # as those of before have it
+            del record["passes"]
+        else:
+            record["data_sha256"] = "f00d"
+        study.runs.write_json(study.record_file(tmp_path, cell), record)
     study.write_lines(tmp_path)
     with (tmp_path / "cells.csv").open() as file:
         assert sorted(row["passes"] for row in csv.DictReader(file)) == ["100"] * 4 + ["50"]
@@ -220,10 +231,43 @@ def test_cells_of_other_sizes_are_not_compared(tmp_path):
     assert len(best) == 2
 
 
+@pytest.mark.parametrize("damage", ["cut", "changed", "emptied", "binary", "lost"])
+def test_series_that_are_not_those_of_the_record_are_refused(tmp_path, damage):
+    study.write_series(tmp_path, CELL, BETTER)
+    record = {**dataclasses.asdict(CELL), **BETTER.summary}
+    study.runs.write_json(study.record_file(tmp_path, CELL), record)
+    assert study.read_series(tmp_path, CELL).summary == BETTER.summary
+    file = study.series_file(tmp_path, CELL)
+    lines = file.read_text().splitlines(keepends=True)
+    match damage:
+        case "cut":
+            file.write_text("".join(lines[:2]))
+        case "changed":
+            study.write_series(tmp_path, CELL, CONTROL)
+        case "emptied":
+            file.write_text("")
+        case "binary":
+            file.write_bytes(b"\xff\x00")
+        case "lost":
+            file.unlink()
+    with pytest.raises(UserError, match=r"does not hold the series of .*: remove both"):
+        study.read_series(tmp_path, CELL)
+    study.record_file(tmp_path, CELL).write_text("{")
+    with pytest.raises(UserError, match="is damaged: remove it, and the command of this cell"):
+        study.cells_in(tmp_path)
+
+
+def test_cells_of_other_data_are_not_compared():
+    other = dataclasses.replace(BETTER, label=BETTER.label[::-1])
+    assert not np.array_equal(other.label, CONTROL.label)
+    with pytest.raises(UserError, match="cells of different data cannot be compared"):
+        study.difference([(other, CONTROL)], lambda m: m.radius)
+
+
 @pytest.mark.parametrize("radii", [["0.1", "x"], ["0"], ["-1"], ["inf"]])
 def test_what_is_no_radius_is_refused(radii):
     with pytest.raises(UserError, match="--radii must be numbers above 0"):
-        study.radii_of(radii)
+        study.numbers("radii", radii)
 
 
 def test_one_ensemble_can_be_the_control_of_all():

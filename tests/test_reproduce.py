@@ -875,6 +875,8 @@ REFUSED = [
     (["--what=table3", "--sigmas=9e-7"], "--sigmas must be numbers of at least 1e-06"),
     (["--what=table3", "--seeds=-1"], "--seeds must be numbers"),
     (["--what=table3", "--seeds="], "--seeds must be numbers"),
+    (["--what=table3", "--seeds=0,4294967296"], "of at least 0 and below 4294967296, separated"),
+    (["--what=table3", "--sigmas=0.12345678"], "more than six digits; 0.123457 would do"),
     (["--what=table3", "--epochs=0"], "--epochs must be at least 1"),
     (["--what=table3", "--num_examples=0"], "--num_examples must be at least 1"),
     (["--what=table3", "--time_limit=0"], "--time_limit=0.0: must be more than 0 minutes"),

@@ -1,3 +1,4 @@
+import gc
 import json
 import re
 
@@ -291,6 +292,26 @@ def test_npz_files_are_never_unpickled(tmp_path):
         runs.read_npz(path, ["labels"])
     with pytest.raises(UserError, match="cannot be read"):
         runs.read_npz(tmp_path / "missing.npz", ["counts"])
+
+
+@pytest.mark.parametrize("damage", ["one array", "cut", "text", "emptied"])
+def test_what_is_no_npz_file_is_refused_and_closed(tmp_path, damage):
+    path = tmp_path / "counts.npz"
+    runs.write_npz(path, counts=np.arange(200))
+    whole = path.read_bytes()
+    match damage:
+        case "one array":
+            with path.open("wb") as file:
+                np.save(file, np.arange(3))
+        case "cut":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "text":
+            path.write_bytes(b"no archive of arrays")
+        case "emptied":
+            path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot be read: .*; move it away if it is damaged"):
+        runs.read_npz(path, ["counts"])
+    gc.collect()  # a file that is still open warns, which is an error here
 
 
 def test_tables_have_the_same_bytes_on_every_system(tmp_path):

@@ -30,13 +30,10 @@ def command(script, *arguments):
 
 
 def call(folder, script, *arguments, status=0, **environment):
-    """The finished script, run in the folder with these variables set as well.
-
-    status: that it ends with; None for any.
-    """
+    """The finished script, run in the folder with these variables set as well."""
     path = ROOT / "experiments" / f"{script}.py"
     done = forked.run(path, arguments, folder, **environment)
-    assert status in (None, done.returncode), done.stderr
+    assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     return done
 
@@ -350,6 +347,8 @@ def test_certify_refuses(trained, arguments, says):
         (["--ensemble=mx"], "ensemble"),
         (["--epochs=5"], "epochs is 4, not 5"),
         (["--checkpoint_every=nan"], "--checkpoint_every must be seconds, at least 0, not nan"),
+        (["--seeds=4294967296"], "--seeds must be numbers of at least 0 and below 4294967296"),
+        (["--num_members=2"], "--num_members is of --ensemble=de; leave it out"),
         (["--member_of_de"], "--member_of_de makes a run of --ensemble=single; give that too"),
     ],
 )
@@ -359,6 +358,12 @@ def test_train_refuses(trained, arguments, says):
     arrays["X_train"][2, 5] = np.nan
     np.savez(trained / "nan.npz", **arrays)
     assert_refused(trained, says, "train", *TINY, *arguments)
+
+
+@pytest.mark.parametrize("script", ["train", "certify"])
+def test_runs_that_would_share_a_folder_are_refused(trained, script):
+    words = ("--model=lstm_fcn", "--sigmas=0.25,0.12345678,0.12345679")
+    assert_refused(trained, "would share the folder sigma=0.123457", script, *words)
 
 
 @pytest.mark.slow
@@ -412,11 +417,11 @@ def test_generated_data_are_never_mistaken_for_the_archives(tmp_path):
     ],
 )
 def test_help_names_the_flags(tmp_path, script, some):
-    shown = call(tmp_path, script, "--help", status=None).stdout
+    shown = call(tmp_path, script, "--help").stdout
     named = set(re.findall(r"^  -\S*?-(?:\[no\])?(\w+):", shown, re.MULTILINE))
     assert some <= named
     assert not [name for name in named if name.startswith(("experimental_", "logto"))]  # of others
-    everything = ElementTree.fromstring(call(tmp_path, script, "--helpxml", status=None).stdout)
+    everything = ElementTree.fromstring(call(tmp_path, script, "--helpxml").stdout)
     own = {
         flag.findtext("name")
         for flag in everything.iter("flag")
@@ -625,12 +630,17 @@ def test_a_single_network_is_the_first_of_a_deep_ensemble(tmp_path):
     make_npz(tmp_path / "own.npz")
     several = ("--dataset=own.npz", "--model=lstm_fcn", "--epochs=2", "--sigmas=0.5,0.25")
     taken = (*several, "--ensemble=single", "--member_of_de")
-    says = "de/sigma=0.5/seed=0 has not been trained; --ensemble=de, with"
+    says = "--ensemble=de in place of --ensemble=single --member_of_de trains it; without"
     assert_refused(tmp_path, says, "train", *taken)
     deep = call(tmp_path, "train", *several, "--ensemble=de", "--num_members=2").stdout.split()
     says = "de/sigma=0.5/seed=0 was trained otherwise: epochs is 2, not 3; without"
     assert_refused(tmp_path, says, "train", *taken, "--epochs=3")
     before = digests(tmp_path / "runs")
+    for flag, says in (
+        ("--objective=two_views", "objective is 'cross_entropy', not 'two_views'; without"),
+        ("--average=0.5", "average is None, not 0.5; without"),
+    ):
+        assert_refused(tmp_path, says, "train", *taken, flag)
     folders = call(tmp_path, "train", *taken).stdout.split()
     assert folders == [folder.replace("/de/", "/single/") for folder in deep]
     assert before.items() <= digests(tmp_path / "runs").items()  # the ensembles are as they were
@@ -650,6 +660,26 @@ def test_a_single_network_is_the_first_of_a_deep_ensemble(tmp_path):
     certify = ("--dataset=own.npz", "--model=lstm_fcn", "--ensemble=single", "--num_draws=120")
     done = [call(tmp_path, "certify", *certify, f"--run_dir={f[0]}") for f in (folders, alone)]
     assert done[0].stdout.replace(folders[0], "") == done[1].stdout.replace(alone[0], "")
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--objective=two_views", "objective is 'two_views', not 'cross_entropy'; without"),
+        ("--average=0.5", "average is 0.5, not None; without"),
+    ],
+)
+def test_a_deep_ensemble_of_another_objective_is_not_taken(tmp_path, flag, says):
+    """A record leaves out the settings that have their defaults; they are compared all the same."""
+    make_npz(tmp_path / "own.npz")
+    words = ("--dataset=own.npz", "--model=lstm_fcn", "--epochs=1", "--sigma=0.5")
+    call(tmp_path, "train", *words, "--ensemble=de", "--num_members=1", flag)
+    taken = (*words, "--ensemble=single", "--member_of_de")
+    assert_refused(tmp_path, says, "train", *taken)
+    assert not [*(tmp_path / "runs").rglob("single/**/config.json")]
+    call(tmp_path, "train", *taken, flag)
+    (config,) = (tmp_path / "runs").rglob("single/**/config.json")
+    assert runs.read_json(config)["member_of"]
 
 
 def test_several_runs_certified_at_once_are_each_what_they_are_alone(tmp_path):

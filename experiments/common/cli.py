@@ -27,6 +27,7 @@ from selfens_jax.errors import UserError
 
 PREPARING = ("scaling", "unequal", "missing", "channels_first")
 SIGMA_FOR_BURSTS = 0.1  # certificates against bursts need no noise; a little helps training
+SEEDS = 2**32  # from 0 to below
 EFFECTIVE_IDS = os.access in os.supports_effective_ids
 HELD = contextlib.ExitStack()  # locks, until the script ends
 _DEFAULTS = training.TrainConfig()
@@ -139,19 +140,30 @@ def every_run() -> list[tuple[float, int]]:
     """Every sigma with every seed that the flags name.
 
     Raises:
-      UserError: if --sigma and --sigmas, or --seed and --seeds, are both given, or are no numbers.
+      UserError: if --sigma and --sigmas, or --seed and --seeds, are both given, are no numbers, or
+        two sigmas are too near for folders of their own.
     """
     asked = flags.FLAGS
     sigmas = numbers(asked, "sigmas", float, 0) or (asked.sigma,)
-    seeds = numbers(asked, "seeds", int, 0) or (asked.seed,)
+    seeds = numbers(asked, "seeds", int, 0, SEEDS) or (asked.seed,)
     for one in ("sigma", "seed"):
         if asked[one].present and asked[f"{one}s"].present:
             raise UserError(f"--{one} and --{one}s: give one of them")
+    for one, other in itertools.combinations(sigmas, 2):
+        if f"{one:g}" == f"{other:g}":  # as runs are named
+            raise UserError(
+                f"--sigmas: the runs of {one!r} and {other!r} would share the folder "
+                f"sigma={one:g}: leave one of them out"
+            )
     return list(itertools.product(sigmas, seeds))
 
 
 def numbers(
-    flag_values: flags.FlagValues, name: str, convert: Callable[[str], Any], least: float
+    flag_values: flags.FlagValues,
+    name: str,
+    convert: Callable[[str], Any],
+    least: float,
+    below: float = float("inf"),
 ) -> tuple[Any, ...]:
     """The values of a list flag as numbers, each once; () only if the flag was not given.
 
@@ -159,19 +171,20 @@ def numbers(
       flag_values: all flags.
       name: of this one.
       convert: int or float.
-      least: the smallest number allowed.
+      least, below: the smallest number allowed, and the first that is too large.
 
     Raises:
-      UserError: if one of them is no number, or below `least`.
+      UserError: if one of them is no number, or out of that range.
     """
     texts, present = getattr(flag_values, name), flag_values[name].present
     try:
         values = tuple(dict.fromkeys(convert(text) for text in texts or ()))
     except ValueError:
         values = ()
-    if (present and not values) or not all(least <= value < float("inf") for value in values):
+    if (present and not values) or not all(least <= value < below for value in values):
+        end = f" and below {below}" if below < float("inf") else ""
         raise UserError(
-            f"--{name} must be numbers of at least {least:g}, separated by commas, not "
+            f"--{name} must be numbers of at least {least:g}{end}, separated by commas, not "
             f"{','.join(texts)!r}"
         )
     return values
@@ -385,6 +398,8 @@ def run(main: Callable[[], None]) -> None:
         except flags.Error as error:
             say(f"error: {' '.join(str(error).split())}")
             sys.exit(1)
+        except SystemExit:  # absl has shown help, and would call that a failure
+            sys.exit(0)
 
     app.run(guarded, flags_parser=_with_help(parse))
 

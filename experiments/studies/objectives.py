@@ -24,6 +24,7 @@ import csv
 import dataclasses
 import itertools
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -35,7 +36,17 @@ import numpy as np
 from absl import app, flags
 from scipy import special
 
-from selfens_jax import certificates, data, metrics, noise, objectives, plots, runs, training
+from selfens_jax import (
+    certificates,
+    data,
+    metrics,
+    models,
+    noise,
+    objectives,
+    plots,
+    runs,
+    training,
+)
 from selfens_jax.errors import UserError
 from selfens_jax.runs import records
 
@@ -146,9 +157,12 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "radii", [], "In the units of the series: a second table, of what is certified at them."
     )
-    flags.DEFINE_integer("passes", 1000, "Passes of each training series, the cost of every cell.")
-    flags.DEFINE_integer("num_draws", 1000, "n of the certificates.")
-    flags.DEFINE_integer("num_examples", None, "Evenly spaced test series; all if not given.")
+    for name, default, meaning in (
+        ("passes", 1000, "Passes of each training series, the cost of every cell."),
+        ("num_draws", 1000, "n of the certificates."),
+        ("num_examples", None, "Evenly spaced test series; all if not given."),
+    ):
+        flags.DEFINE_integer(name, default, meaning, lower_bound=1)
     flags.DEFINE_string("data_dir", None, "A folder in the archive's layout: NAME/NAME_TRAIN.tsv.")
     flags.DEFINE_string("results_dir", "results-objectives", "Where runs and tables are kept.")
     flags.DEFINE_float("time_limit", None, "Minutes after which no further cell is begun.")
@@ -156,9 +170,11 @@ def define_flags() -> None:
 
 def main(arguments: list[str]) -> None:
     if len(arguments) > 1:
-        raise app.UsageError(f"unexpected argument {arguments[1]!r}")
+        raise UserError(f"unexpected argument {arguments[1]!r}; flags look like --name=value")
+    if FLAGS.time_limit is not None and not FLAGS.time_limit > 0:  # nor is NaN
+        raise UserError(f"--time_limit={FLAGS.time_limit:g}: must be more than 0 minutes")
     results, began = Path(FLAGS.results_dir), time.monotonic()
-    asked, radii = cells(FLAGS), radii_of(FLAGS.radii)
+    asked, radii = cells(FLAGS), numbers("radii", FLAGS.radii)
     for place, cell in enumerate(asked):
         if record_file(results, cell).exists():
             continue
@@ -186,9 +202,21 @@ def cells(asked: Any) -> list[Cell]:
       asked: all flags, or what has the same attributes.
 
     Raises:
-      UserError: for an ensemble or objective that there is not, or none of whose ensembles is asked
-        for.
+      UserError: for a number that is none, a model, an ensemble or an objective that there is not,
+        or none of whose ensembles is asked for, or too few draws.
     """
+    try:
+        certificates.check_budget(asked.num_draws, ALPHA, num_classes=2)
+    except UserError as error:
+        raise UserError(f"--num_draws: {error}") from None
+    for flag in ("datasets", "models", "ensembles", "objectives"):
+        if not all(getattr(asked, flag) or [""]):
+            raise UserError(f"--{flag}: a name is missing")
+    if unknown := [name for name in asked.models if name not in models.NAMES]:
+        raise UserError(f"--models: unknown {unknown[0]!r}; choose from {', '.join(models.NAMES)}")
+    sigmas, seeds = numbers("sigmas", asked.sigmas), numbers("seeds", asked.seeds, int)
+    if not sigmas or not seeds:
+        raise UserError("--sigmas and --seeds: at least one number each")
     ensemble, of_one, control = asked.control.rpartition("/")
     kinds: dict[tuple[str, str], None] = {}
     for flag, ensembles, names in (
@@ -200,15 +228,15 @@ def cells(asked: Any) -> list[Cell]:
             if all(reasons.values()):
                 raise UserError(f"--{flag}={name}: {next(iter(reasons.values()))}")
         kinds |= {(o, n): None for o in ensembles for n in names if not refusal(o, n)}
-    every = itertools.product(asked.seeds, asked.datasets, asked.models, asked.sigmas, kinds)
+    every = itertools.product(seeds, asked.datasets, asked.models, sigmas, kinds)
     return [
         Cell(
             dataset=dataset,
             model=model,
             ensemble=ensemble,
-            sigma=float(sigma),
+            sigma=sigma,
             objective=objective,
-            seed=int(seed),
+            seed=seed,
             epochs=max(1, round(asked.passes / passes_of(objective))),
             num_draws=asked.num_draws,
             num_examples=asked.num_examples,
@@ -218,15 +246,21 @@ def cells(asked: Any) -> list[Cell]:
     ]
 
 
-def radii_of(texts: Sequence[str]) -> list[float]:
-    """Raises UserError for what is no radius."""
+def numbers(flag: str, texts: Sequence[str], convert: Callable[[str], Any] = float) -> list[Any]:
+    """Those of a list flag, each once: above 0, or, of int, whole and from 0 to below 2^32.
+
+    Raises:
+      UserError: for what is none.
+    """
     try:
-        radii = list(dict.fromkeys(float(text) for text in texts))
+        values = list(dict.fromkeys(convert(text) for text in texts))
     except ValueError:
-        radii = [math.nan]
-    if not all(0 < radius < math.inf for radius in radii):
-        raise UserError(f"--radii must be numbers above 0, not {','.join(texts)!r}")
-    return radii
+        values = [math.nan]
+    whole = convert is int
+    if not all(0 <= value < 2**32 if whole else 0 < value < math.inf for value in values):
+        kind = "whole numbers from 0 to below 4294967296" if whole else "numbers above 0"
+        raise UserError(f"--{flag} must be {kind}, not {','.join(texts)!r}")
+    return values
 
 
 def refusal(ensemble: str, objective: str) -> str:
@@ -237,6 +271,8 @@ def refusal(ensemble: str, objective: str) -> str:
     pairs = [other.partition("=") for other in others]
     if unknown := [flag for flag, _, _ in pairs if flag not in OF_TRAINING]:
         return f"unknown flag {unknown[0]!r}; choose from {', '.join(OF_TRAINING)}"
+    if bare := [flag for flag, _, value in pairs if not value]:
+        return f"{bare[0]} has no value: +{bare[0]}=VALUE"
     try:
         values = {flag: OF_TRAINING[flag](value) for flag, _, value in pairs}
         training.TrainConfig(ensemble=ensemble, objective=name, **values)
@@ -285,8 +321,9 @@ def measure(results: Path, cell: Cell) -> None:
     write_series(results, cell, found)
     seconds = {"training_seconds": trained - began, "certification_seconds": certified - trained}
     line = {"cell": cell.name, **dataclasses.asdict(cell), **found.summary, **seconds}
-    device = runs.read_json(folder / "config.json")["versions"]["device"]
-    runs.write_json(record_file(results, cell), {**line, "device": device})
+    config = runs.read_json(folder / "config.json")
+    origin = {"device": config["versions"]["device"], "data_sha256": config["data"]["sha256"]}
+    runs.write_json(record_file(results, cell), {**line, **origin})
     write_lines(results)
 
 
@@ -324,17 +361,36 @@ def write_series(results: Path, cell: Cell, measured: Measured) -> None:
 
 
 def read_series(results: Path, cell: Cell) -> Measured:
-    with series_file(results, cell).open() as file:
-        rows = list(csv.DictReader(file))
-    whole = ("index", "label", "voted")
-    return Measured(
-        **{
-            field.name: np.array([float(row[field.name]) for row in rows]).astype(
-                int if field.name in whole else float
-            )
-            for field in dataclasses.fields(Measured)
-        }
-    )
+    """The series of a cell that is done.
+
+    Raises:
+      UserError: if they are not those of its record.
+    """
+    path, record = series_file(results, cell), runs.read_json(record_file(results, cell))
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            found = measured_of(list(csv.DictReader(file)))
+        for name, value in found.summary.items():
+            if not math.isclose(value, record[name], rel_tol=1e-9):
+                raise ValueError(name)
+    except (OSError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path} does not hold the series of {record_file(results, cell)}: remove both, and "
+            "the command of this cell measures it again"
+        ) from None
+    return found
+
+
+def measured_of(rows: list[dict[str, str]]) -> Measured:
+    """The lines that `write_series` wrote."""
+    if not rows:
+        raise ValueError("no series")
+    columns = {
+        field.name: np.array([float(row[field.name]) for row in rows])
+        for field in dataclasses.fields(Measured)
+    }
+    whole = {name: columns[name].astype(int) for name in ("index", "label", "voted")}
+    return Measured(**columns | whole)
 
 
 def series_file(results: Path, cell: Cell) -> Path:
@@ -349,7 +405,14 @@ def cells_in(results: Path) -> list[Cell]:
 
 def lines_in(results: Path) -> list[dict[str, Any]]:
     """What the cells that are done come to, a line of cells.csv each."""
-    lines = [runs.read_json(file) for file in sorted((results / "cells").glob("*.json"))]
+    lines = []
+    for file in sorted((results / "cells").glob("*.json")):
+        try:
+            lines.append(runs.read_json(file))
+        except UserError:
+            raise UserError(
+                f"{file} is damaged: remove it, and the command of this cell measures it again"
+            ) from None
     for line in lines:  # those of before 2026-11-28 have the epochs alone, here without rounding
         line.setdefault("passes", line["epochs"] * passes_of(line["objective"]))
     return lines
@@ -362,7 +425,9 @@ def record_file(results: Path, cell: Cell) -> Path:
 def write_lines(results: Path) -> None:
     """cells.csv, of all cells that are done."""
     lines = lines_in(results)
-    runs.write_csv(results / "cells.csv", list(lines[0]), lines)
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    blank = dict.fromkeys(names, "")  # for what the records of before do not say
+    runs.write_csv(results / "cells.csv", names, [blank | line for line in lines])
 
 
 # Comparison
@@ -523,6 +588,11 @@ def difference(
     for first, second in pairs:
         if not np.array_equal(first.index, second.index):
             raise UserError("cells of different series cannot be compared: give one --num_examples")
+        if not np.array_equal(first.label, second.label):
+            raise UserError(
+                "cells of different data cannot be compared: give one --data_dir, and one "
+                "--results_dir to each"
+            )
     return Difference.of(np.stack([value_of(a) - value_of(b) for a, b in pairs]))
 
 
@@ -580,6 +650,8 @@ def figure(measured: dict[Cell, Measured]) -> bytes:
 
 
 def start(arguments: list[str]) -> None:
+    # As an exception, which ends the command that it waits for too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main(arguments)
     except UserError as error:

@@ -89,13 +89,15 @@ def read_npz(
       UserError: if the file is missing or damaged or lacks one of them.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Given a path, NumPy leaves the file open where it is damaged.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             known = [*names, *(name for name in optional if name in file)]
             return {name: file[name] for name in known}
     except KeyError as error:
         raise UserError(f"{path} lacks the array {error}; it is not a file of this kind") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, TypeError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
-        if isinstance(error, ValueError) and not zipfile.is_zipfile(path):
+        # A TypeError is of a .npy file, whose one array is no context.
+        if isinstance(error, (TypeError, ValueError)) and not zipfile.is_zipfile(path):
             reason = "it is no .npz file"  # where NumPy tells how to read it without safety
         raise UserError(f"{path} cannot be read: {reason}; move it away if it is damaged") from None
