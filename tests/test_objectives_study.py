@@ -4,8 +4,10 @@ import csv
 import dataclasses
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
@@ -296,6 +298,25 @@ def test_each_ensemble_has_its_own_control():
     lines = list(study.table(results, "two_views"))
     gained = [line.split("|")[-3].strip() for line in lines[2:6]]  # the last but one column
     assert gained == ["", "+0.250 (0.104, ?)", "", "-0.250 (0.104, ?)"]
+
+
+def test_when_it_is_ended_the_command_it_waits_for_ends_too(monkeypatch):
+    began = []
+
+    def main(_):
+        began.append(time.monotonic())
+        code = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)"
+        subprocess.run([sys.executable, "-c", code])
+
+    monkeypatch.setattr(study, "main", main)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            study.start([])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+    assert time.monotonic() - began[0] < 30
 
 
 @pytest.mark.slow

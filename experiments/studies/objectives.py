@@ -650,10 +650,13 @@ def figure(measured: dict[Cell, Measured]) -> bytes:
 
 
 def start(arguments: list[str]) -> None:
-    # As an exception, which ends the command that it waits for too.
+    # An exception ends the command that is waited for, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         main(arguments)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
     except UserError as error:
         sys.exit(f"error: {error}")
 
