@@ -122,7 +122,7 @@ def planned(
 
 def timed_alone(names: tuple[str, ...], grids: dict[str, Grid], settings: Settings) -> set[str]:
     """The ids of the trainings whose own time Table 1 has: the paper's, and those asked for."""
-    seeds = cli.numbers(FLAGS, "seeds", int, 0, cli.SEEDS)
+    seeds = cli.listed_seeds(FLAGS)
     timed = [dataclasses.replace(plan.GRIDS["table1"], seeds=seeds)]
     timed += [grids["table1"]] if "table1" in names else []
     return {plan.train(cell, settings).id for grid in timed for cell in grid.cells()}
@@ -232,7 +232,7 @@ def check_grid(name: str) -> Grid:
                 raise UserError(f"--sigmas={sigma!r}: more than six digits; {sigma:g} would do")
     if FLAGS.ensembles is not None:
         given["ensembles"] = tuple(e for e in grid.ensembles if e in FLAGS.ensembles)
-    return dataclasses.replace(grid, seeds=cli.numbers(FLAGS, "seeds", int, 0, cli.SEEDS), **given)
+    return dataclasses.replace(grid, seeds=cli.listed_seeds(FLAGS), **given)
 
 
 def check_same_settings(results_dir: Path, settings: Settings) -> None:

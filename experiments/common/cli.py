@@ -27,7 +27,6 @@ from selfens_jax.errors import UserError
 
 PREPARING = ("scaling", "unequal", "missing", "channels_first")
 SIGMA_FOR_BURSTS = 0.1  # certificates against bursts need no noise; a little helps training
-SEEDS = 2**32  # from 0 to below
 EFFECTIVE_IDS = os.access in os.supports_effective_ids
 HELD = contextlib.ExitStack()  # locks, until the script ends
 _DEFAULTS = training.TrainConfig()
@@ -145,7 +144,7 @@ def every_run() -> list[tuple[float, int]]:
     """
     asked = flags.FLAGS
     sigmas = numbers(asked, "sigmas", float, 0) or (asked.sigma,)
-    seeds = numbers(asked, "seeds", int, 0, SEEDS) or (asked.seed,)
+    seeds = listed_seeds(asked) or (asked.seed,)
     for one in ("sigma", "seed"):
         if asked[one].present and asked[f"{one}s"].present:
             raise UserError(f"--{one} and --{one}s: give one of them")
@@ -156,6 +155,11 @@ def every_run() -> list[tuple[float, int]]:
                 f"sigma={one:g}: leave one of them out"
             )
     return list(itertools.product(sigmas, seeds))
+
+
+def listed_seeds(flag_values: flags.FlagValues) -> tuple[int, ...]:
+    """Those of --seeds, as `numbers`."""
+    return numbers(flag_values, "seeds", int, 0, 2**32)
 
 
 def numbers(
