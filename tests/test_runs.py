@@ -329,6 +329,9 @@ def test_json_and_npz_are_written_whole_and_reproducibly(tmp_path):
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["1.npz", "2.npz", "x.json"]
 
 
-def test_the_device_is_named_with_the_cores_that_may_be_used():
+def test_the_device_is_named_with_the_cores_that_may_be_used(monkeypatch):
+    monkeypatch.delenv("NPROC")
     assert re.fullmatch(r".+, [1-9]\d* cores?", runs.device_name())
+    monkeypatch.setenv("NPROC", "3")
+    assert re.fullmatch(r".+, [1-9]\d* cores?, NPROC=3", runs.device_name())
     assert runs.versions()["device"] == runs.device_name()

@@ -36,7 +36,11 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The accelerator, or the processor with the number of cores that this process may use."""
+    """The accelerator, or the processor with the number of cores that this process may use.
+
+    XLA has a thread for each core, or as many as the environment variable NPROC says, and adds up
+    in as many parts: on a CPU the last bits depend on that number. So NPROC is named, too.
+    """
     kind = jax.devices()[0].device_kind
     if jax.default_backend() != "cpu":
         return kind
@@ -47,9 +51,8 @@ def device_name() -> str:
     found = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
-    return (
-        f"{found[1] if found else platform.processor() or kind}, {cores} core{'s' * (cores != 1)}"
-    )
+    name = f"{found[1] if found else platform.processor() or kind}, {cores} core{'s' * (cores != 1)}"
+    return f"{name}, NPROC={os.environ['NPROC']}" if os.environ.get("NPROC") else name
 
 
 def digest(value: Any) -> str:
