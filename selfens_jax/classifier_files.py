@@ -87,10 +87,7 @@ def read(folder: pathlib.Path) -> Saved:
             raise UserError("its labels are not the classes of its data")
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         _refuse_damaged(folder / "config.json", error)
-    try:
-        history = runs.read_history(folder)
-    except (OSError, TypeError, ValueError) as error:
-        _refuse_damaged(folder / "history.csv", error)
+    history = runs.read_history(folder)
     with tempfile.TemporaryDirectory() as elsewhere:  # for masks that the folder lacks
         runs.load_classifier(
             folder,

@@ -266,6 +266,22 @@ def test_cells_of_other_data_are_not_compared():
         study.difference([(other, CONTROL)], lambda m: m.radius)
 
 
+def test_cells_of_one_name_and_other_data_are_refused(tmp_path):
+    def add(cell, **hashed):
+        line = {"cell": cell.name, **dataclasses.asdict(cell), **hashed}
+        study.runs.write_json(study.record_file(tmp_path, cell), line)
+
+    cells = [dataclasses.replace(CELL, seed=seed) for seed in range(4)]
+    add(cells[0], data_sha256="one")
+    add(cells[1])  # an old one
+    add(cells[2], data_sha256="one")
+    add(dataclasses.replace(CELL, dataset="Other"), data_sha256="another")
+    assert len(study.cells_in(tmp_path)) == 4
+    add(cells[3], data_sha256="another")
+    with pytest.raises(UserError, match=f"cells of different data of the name {CELL.dataset}"):
+        study.cells_in(tmp_path)
+
+
 @pytest.mark.parametrize("radii", [["0.1", "x"], ["0"], ["-1"], ["inf"]])
 def test_what_is_no_radius_is_refused(radii):
     with pytest.raises(UserError, match="--radii must be numbers above 0"):

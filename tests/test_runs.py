@@ -189,6 +189,26 @@ def test_progress_that_is_damaged_is_refused(tmp_path):
         runs.load_progress(tmp_path, states)
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file or directory"),
+        (b"epoch,loss\n1,2.0\n", "its columns are others"),
+        (b"epoch,member,loss,accuracy,learning_rate\n1,0,2.0\n", "not 'NoneType'"),
+        (b"epoch,member,loss,accuracy,learning_rate\n1,0,x,1,1\n", "could not convert"),
+        (b"epoch,member,loss,accuracy,learning_rate\n1,0,1,1,\xff\n", "can't decode"),
+        (b"epoch,member,loss,accuracy,learning_rate\n" + 200_000 * b"1", "field larger"),
+    ],
+    ids=["lost", "columns", "cut", "word", "bytes", "long"],
+)
+def test_a_history_that_cannot_be_read_is_refused_with_a_remedy(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "history.csv").write_bytes(content)
+    says = rf"history\.csv is damaged \(.*{reason}.*\); train again with --overwrite, or fit again"
+    with pytest.raises(UserError, match=says):
+        runs.read_history(tmp_path)
+
+
 @pytest.mark.parametrize("code", [28, 13])
 def test_what_the_system_refuses_to_orbax_is_an_error_of_the_system(tmp_path, monkeypatch, code):
     def save(*_):

@@ -413,8 +413,15 @@ def lines_in(results: Path) -> list[dict[str, Any]]:
             raise UserError(
                 f"{file} is damaged: remove it, and the command of this cell measures it again"
             ) from None
-    for line in lines:  # those of before 2026-11-28 have the epochs alone, here without rounding
+    of_name: dict[str, str] = {}
+    for line in lines:  # those of before 2026-11-28 have neither passes nor the hash of their data
         line.setdefault("passes", line["epochs"] * passes_of(line["objective"]))
+        own, name = line.get("data_sha256", ""), line["dataset"]
+        if own and of_name.setdefault(name, own) != own:
+            raise UserError(
+                f"{results / 'cells'} holds cells of different data of the name {name}: give one "
+                "--data_dir, and one --results_dir to each"
+            )
     return lines
 
 

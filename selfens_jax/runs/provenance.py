@@ -51,8 +51,13 @@ def device_name() -> str:
     found = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
-    name = f"{found[1] if found else platform.processor() or kind}, {cores} core{'s' * (cores != 1)}"
-    return f"{name}, NPROC={os.environ['NPROC']}" if os.environ.get("NPROC") else name
+    words = [
+        found[1] if found else platform.processor() or kind,
+        f"{cores} core{'s' * (cores != 1)}",
+    ]
+    if threads := os.environ.get("NPROC"):
+        words.append(f"NPROC={threads}")
+    return ", ".join(words)
 
 
 def digest(value: Any) -> str:

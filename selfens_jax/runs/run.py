@@ -277,13 +277,7 @@ def load_progress(run: Path, like: Any) -> tuple[int, Any, list[dict[str, float]
     known = read_json(check) if check.exists() else {}
     _refuse_damaged(folder / str(epoch), known)
     states = load_tree(folder / str(epoch), like)
-    try:
-        history = [row for row in read_history(run) if row["epoch"] <= epoch]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"{run / 'history.csv'} is damaged ({reason}); train again with --overwrite"
-        ) from None
+    history = [row for row in read_history(run) if row["epoch"] <= epoch]
     if known.get("history_sha256", digest(history)) != digest(history):
         raise UserError(f"{run / 'history.csv'} is damaged; train again with --overwrite")
     return epoch, states, history
@@ -360,20 +354,31 @@ def read_history(run: Path) -> list[dict[str, float]]:
     """The rows that `write_history` wrote.
 
     Raises:
-      UserError: if the run is finished and these are others than it was finished with.
+      UserError: if they cannot be read, or if the run is finished and these are others than it was
+        finished with.
     """
-    check = run / "checkpoint.json"
+    check, file = run / "checkpoint.json", run / "history.csv"
     known = read_json(check).get("history_sha256") if check.exists() else None
-    if known and _sha256(run / "history.csv") != known:
-        raise UserError(f"{run / 'history.csv'} is damaged; train again with --overwrite")
-    with (run / "history.csv").open() as file:
-        return [
-            {
-                name: int(value) if name in ("epoch", "member") else float(value)
-                for name, value in row.items()
-            }
-            for row in csv.DictReader(file)
-        ]
+    try:
+        found = _sha256(file)
+        with file.open() as text:
+            rows = [
+                {
+                    name: int(value) if name in ("epoch", "member") else float(value)
+                    for name, value in row.items()
+                }
+                for row in csv.DictReader(text)
+            ]
+        if any(row.keys() != set(HISTORY_FIELDS) for row in rows):
+            raise ValueError("its columns are others")
+        if known and found != known:
+            raise ValueError("the training ended with another one")
+    except (OSError, TypeError, ValueError, csv.Error) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).partition("\n")[0]
+        raise UserError(
+            f"{file} is damaged ({reason}); train again with --overwrite, or fit again"
+        ) from None
+    return rows
 
 
 def write_training_time(run: Path, seconds: float) -> None:
