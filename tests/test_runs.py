@@ -1,5 +1,6 @@
 import gc
 import json
+import pathlib
 import re
 
 import jax
@@ -355,3 +356,22 @@ def test_the_device_is_named_with_the_cores_that_may_be_used(monkeypatch):
     monkeypatch.setenv("NPROC", "3")
     assert re.fullmatch(r".+, [1-9]\d* cores?, NPROC=3", runs.device_name())
     assert runs.versions()["device"] == runs.device_name()
+
+
+@pytest.mark.parametrize(
+    ("info", "named"),
+    [
+        (
+            "model name\t: Some CPU\nflags\t\t: fpu avx2 avx512f\n\nmodel name\t: Some CPU\n",
+            "AVX-512",
+        ),
+        ("model name\t: Some CPU\nflags\t\t: fpu avx avx2\n", "AVX2"),
+        ("model name\t: Some CPU\nflags\t\t: fpu avx\n", ""),
+    ],
+    ids=["avx512", "avx2", "avx"],
+)
+def test_the_device_is_named_with_its_instructions(monkeypatch, info, named):
+    monkeypatch.delenv("NPROC")
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda *_: info)
+    words = runs.device_name().split(", ")
+    assert words[:-1] == ["Some CPU", *([named] if named else [])]

@@ -36,10 +36,10 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The accelerator, or the processor with the number of cores that this process may use.
+    """The accelerator, or the processor with what else the last bits depend on there.
 
-    XLA has a thread for each core, or as many as the environment variable NPROC says, and adds up
-    in as many parts: on a CPU the last bits depend on that number. So NPROC is named, too.
+    That is the AVX instructions of an x86, and the number of parts in which XLA adds up: one for
+    each core that this process may use, or as many as the environment variable NPROC says.
     """
     kind = jax.devices()[0].device_kind
     if jax.default_backend() != "cpu":
@@ -48,16 +48,20 @@ def device_name() -> str:
         info = Path("/proc/cpuinfo").read_text()
     except OSError:
         info = ""
-    found = re.search(r"^model name\s*: (.*)$", info, re.MULTILINE)
+    found = dict(re.findall(r"^(model name|flags)\s*: (.*)$", info, re.MULTILINE))
+    flags = found.get("flags", "").split()
+    vectors = [name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags]
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
-    words = [
-        found[1] if found else platform.processor() or kind,
-        f"{cores} core{'s' * (cores != 1)}",
-    ]
-    if threads := os.environ.get("NPROC"):
-        words.append(f"NPROC={threads}")
-    return ", ".join(words)
+    threads = os.environ.get("NPROC")
+    return ", ".join(
+        [
+            found.get("model name") or platform.processor() or kind,
+            *vectors[:1],
+            f"{cores} core{'s' * (cores != 1)}",
+            *([f"NPROC={threads}"] if threads else []),
+        ]
+    )
 
 
 def digest(value: Any) -> str:
