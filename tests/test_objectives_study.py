@@ -282,6 +282,24 @@ def test_cells_of_one_name_and_other_data_are_refused(tmp_path):
         study.cells_in(tmp_path)
 
 
+def test_other_data_are_refused_before_anything_is_trained(tmp_path):
+    for place, shift in (("A", 0), ("B", 1)):
+        folder = tmp_path / place / "Toy"
+        folder.mkdir(parents=True)
+        for half in ("TRAIN", "TEST"):
+            rows = [f"{i % 2}\t{i + shift}\t{i * i}\t2\n" for i in range(6)]
+            (folder / f"Toy_{half}.tsv").write_text("".join(rows))
+    cells = [dataclasses.replace(CELL, dataset="Toy", seed=seed) for seed in (0, 1)]
+    described = study.data.describe(study.data.load("Toy", str(tmp_path / "A")))
+    for cell, hashed in zip(cells, ({"data_sha256": described["sha256"]}, {}), strict=True):
+        line = {"cell": cell.name, **dataclasses.asdict(cell), **hashed}
+        study.runs.write_json(study.record_file(tmp_path, cell), line)
+    study.refuse_other_data(tmp_path, cells[:1], str(tmp_path / "A"))
+    study.refuse_other_data(tmp_path, [CELL], str(tmp_path / "B"))  # of which no cell is done
+    with pytest.raises(UserError, match="holds cells of other data of the name Toy: give the --da"):
+        study.refuse_other_data(tmp_path, cells[1:], str(tmp_path / "B"))
+
+
 @pytest.mark.parametrize("radii", [["0.1", "x"], ["0"], ["-1"], ["inf"]])
 def test_what_is_no_radius_is_refused(radii):
     with pytest.raises(UserError, match="--radii must be numbers above 0"):

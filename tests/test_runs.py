@@ -210,6 +210,23 @@ def test_a_history_that_cannot_be_read_is_refused_with_a_remedy(tmp_path, conten
         runs.read_history(tmp_path)
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_progress_of_earlier_versions_without_all_its_epochs_is_refused(tmp_path, rows):
+    states = ({"w": jnp.ones(2)},)
+    runs.save_progress(tmp_path, 2, states, history(2))
+    (tmp_path / "progress" / "2.json").unlink()
+    runs.write_history(tmp_path, history(2)[:rows])
+    with pytest.raises(UserError, match=r"history\.csv is damaged \(an epoch is missing\)"):
+        runs.load_progress(tmp_path, states)
+
+
+def test_the_record_of_a_checkpoint_that_was_removed_says_nothing_of_a_later_history(tmp_path):
+    states = ({"w": jnp.ones(2)},)
+    runs.save_progress(tmp_path, 2, states, history(2))
+    runs.write_json(tmp_path / "checkpoint.json", {"history_sha256": "of another training"})
+    assert runs.load_progress(tmp_path, states)[0] == 2
+
+
 @pytest.mark.parametrize("code", [28, 13])
 def test_what_the_system_refuses_to_orbax_is_an_error_of_the_system(tmp_path, monkeypatch, code):
     def save(*_):

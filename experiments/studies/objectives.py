@@ -175,6 +175,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--time_limit={FLAGS.time_limit:g}: must be more than 0 minutes")
     results, began = Path(FLAGS.results_dir), time.monotonic()
     asked, radii = cells(FLAGS), numbers("radii", FLAGS.radii)
+    refuse_other_data(results, asked, FLAGS.data_dir)
     for place, cell in enumerate(asked):
         if record_file(results, cell).exists():
             continue
@@ -419,10 +420,23 @@ def lines_in(results: Path) -> list[dict[str, Any]]:
         own, name = line.get("data_sha256", ""), line["dataset"]
         if own and of_name.setdefault(name, own) != own:
             raise UserError(
-                f"{results / 'cells'} holds cells of different data of the name {name}: give one "
-                "--data_dir, and one --results_dir to each"
+                f"{results / 'cells'} holds cells of different data of the name {name}, of "
+                f"{line['cell']} and of another: remove the records of one, or give it another "
+                "--results_dir"
             )
     return lines
+
+
+def refuse_other_data(results: Path, asked: Sequence[Cell], data_dir: str | None) -> None:
+    """Raises UserError, before anything is trained, if cells that are done are of other data."""
+    lines = lines_in(results)
+    known = {line["dataset"]: line["data_sha256"] for line in lines if "data_sha256" in line}
+    for name in dict.fromkeys(cell.dataset for cell in asked):
+        if name in known and data.describe(data.load(name, data_dir))["sha256"] != known[name]:
+            raise UserError(
+                f"{results / 'cells'} holds cells of other data of the name {name}: give the "
+                "--data_dir of those, or another --results_dir"
+            )
 
 
 def record_file(results: Path, cell: Cell) -> Path:

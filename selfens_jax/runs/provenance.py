@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
 
 
 def device_name() -> str:
-    """The accelerator, or the processor with what else the last bits depend on there.
+    """The accelerator, or the processor with what the last bits depend on before all else.
 
     That is the AVX instructions of an x86, and the number of parts in which XLA adds up: one for
     each core that this process may use, or as many as the environment variable NPROC says.

@@ -278,6 +278,10 @@ def load_progress(run: Path, like: Any) -> tuple[int, Any, list[dict[str, float]
     _refuse_damaged(folder / str(epoch), known)
     states = load_tree(folder / str(epoch), like)
     history = [row for row in read_history(run) if row["epoch"] <= epoch]
+    if {row["epoch"] for row in history} != set(range(1, epoch + 1)):
+        raise UserError(
+            f"{run / 'history.csv'} is damaged (an epoch is missing); train again with --overwrite"
+        )
     if known.get("history_sha256", digest(history)) != digest(history):
         raise UserError(f"{run / 'history.csv'} is damaged; train again with --overwrite")
     return epoch, states, history
@@ -358,7 +362,8 @@ def read_history(run: Path) -> list[dict[str, float]]:
         finished with.
     """
     check, file = run / "checkpoint.json", run / "history.csv"
-    known = read_json(check).get("history_sha256") if check.exists() else None
+    finished = is_finished(run) and check.exists()  # those of earlier versions lack the file
+    known = read_json(check).get("history_sha256") if finished else None
     try:
         found = _sha256(file)
         with file.open() as text:
