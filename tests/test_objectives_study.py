@@ -266,18 +266,19 @@ def test_cells_of_other_data_are_not_compared():
         study.difference([(other, CONTROL)], lambda m: m.radius)
 
 
-def test_cells_of_one_name_and_other_data_are_refused(tmp_path):
-    def add(cell, **hashed):
-        line = {"cell": cell.name, **dataclasses.asdict(cell), **hashed}
-        study.runs.write_json(study.record_file(tmp_path, cell), line)
+def write_record(results, cell, **hashed):
+    line = {"cell": cell.name, **dataclasses.asdict(cell), **hashed}
+    study.runs.write_json(study.record_file(results, cell), line)
 
+
+def test_cells_of_one_name_and_other_data_are_refused(tmp_path):
     cells = [dataclasses.replace(CELL, seed=seed) for seed in range(4)]
-    add(cells[0], data_sha256="one")
-    add(cells[1])  # an old one
-    add(cells[2], data_sha256="one")
-    add(dataclasses.replace(CELL, dataset="Other"), data_sha256="another")
+    write_record(tmp_path, cells[0], data_sha256="one")
+    write_record(tmp_path, cells[1])  # an old one
+    write_record(tmp_path, cells[2], data_sha256="one")
+    write_record(tmp_path, dataclasses.replace(CELL, dataset="Other"), data_sha256="another")
     assert len(study.cells_in(tmp_path)) == 4
-    add(cells[3], data_sha256="another")
+    write_record(tmp_path, cells[3], data_sha256="another")
     with pytest.raises(UserError, match=f"cells of different data of the name {CELL.dataset}"):
         study.cells_in(tmp_path)
 
@@ -291,9 +292,8 @@ def test_other_data_are_refused_before_anything_is_trained(tmp_path):
             (folder / f"Toy_{half}.tsv").write_text("".join(rows))
     cells = [dataclasses.replace(CELL, dataset="Toy", seed=seed) for seed in (0, 1)]
     described = study.data.describe(study.data.load("Toy", str(tmp_path / "A")))
-    for cell, hashed in zip(cells, ({"data_sha256": described["sha256"]}, {}), strict=True):
-        line = {"cell": cell.name, **dataclasses.asdict(cell), **hashed}
-        study.runs.write_json(study.record_file(tmp_path, cell), line)
+    write_record(tmp_path, cells[0], data_sha256=described["sha256"])
+    write_record(tmp_path, cells[1])  # an old one
     study.refuse_other_data(tmp_path, cells[:1], str(tmp_path / "A"))
     study.refuse_other_data(tmp_path, [CELL], str(tmp_path / "B"))  # of which no cell is done
     with pytest.raises(UserError, match="holds cells of other data of the name Toy: give the --da"):
