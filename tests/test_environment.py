@@ -177,15 +177,16 @@ def test_a_file_that_is_called_like_a_home_directory_goes_first(tmp_path, monkey
 def test_a_network_that_cannot_be_read_back_is_not_said_to_be_trained(tmp_path, monkeypatch):
     saved = run.save_tree
     states, variables = {"w": np.ones(2, np.float32)}, {"w": np.zeros(2, np.float32)}
-    runs.save_progress(tmp_path, 1, states, [])
+    history = [{"epoch": 1, "member": 0, "loss": 0.1, "accuracy": 0.5, "learning_rate": 1e-3}]
+    runs.save_progress(tmp_path, 1, states, history)
     monkeypatch.setattr(run, "save_tree", lambda path, tree: saved(path, states))
     with pytest.raises(UserError, match="cannot be read back"):
-        runs.save_networks(tmp_path, variables, [])
+        runs.save_networks(tmp_path, variables, history)
     assert not runs.is_finished(tmp_path)
     assert runs.load_progress(tmp_path, states)[0] == 1
     monkeypatch.setattr(run, "save_tree", lambda path, tree: path.mkdir())
     with pytest.raises(UserError, match=r"cannot be read back .*checkpoint"):
-        runs.save_networks(tmp_path, variables, [])
+        runs.save_networks(tmp_path, variables, history)
     assert not runs.is_finished(tmp_path)
 
 
