@@ -363,6 +363,7 @@ def test_the_record_of_a_training_says_what_was_asked(folder, ensemble):
     assert train(folder, ensemble).stdout == f"{run}\n"
     config = read_record(run / "config.json")
     assert config["versions"].pop("device")
+    assert config["versions"].pop("xla_flags").endswith("--xla_backend_optimization_level=0")
     assert config == {
         "model": "lstm_fcn",
         "ensemble": ensemble,

@@ -373,6 +373,16 @@ def test_the_device_is_named_with_the_cores_that_may_be_used(monkeypatch):
     monkeypatch.setenv("NPROC", "3")
     assert re.fullmatch(r".+, [1-9]\d* cores?, NPROC=3", runs.device_name())
     assert runs.versions()["device"] == runs.device_name()
+    for ignored in ("", "two", "2.5"):
+        monkeypatch.setenv("NPROC", ignored)
+        assert "NPROC" not in runs.device_name()
+
+
+def test_flags_of_xla_are_recorded_where_there_are_any(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert runs.versions()["xla_flags"] == "--xla_cpu_enable_fast_math=true"
+    monkeypatch.delenv("XLA_FLAGS")
+    assert "xla_flags" not in runs.versions()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 
 
 def versions() -> dict[str, str]:
-    """The versions and the device that a result came from."""
+    """The versions, the device and XLA's own flags, if any, that a result came from."""
     packages = (
         "selfens_jax",
         "jax",
@@ -32,6 +32,7 @@ def versions() -> dict[str, str]:
         "platform": jax.devices()[0].platform,
         "device": device_name(),
         "machine": platform.machine(),
+        **({"xla_flags": flags} if (flags := os.environ.get("XLA_FLAGS")) else {}),
     }
 
 
@@ -39,7 +40,8 @@ def device_name() -> str:
     """The accelerator, or the processor with what the last bits depend on before all else.
 
     That is the AVX instructions of an x86, and the number of parts in which XLA adds up: one for
-    each core that this process may use, or as many as the environment variable NPROC says.
+    each core that this process may use, or as many as the environment variable NPROC says if
+    it is a number; XLA ignores it otherwise.
     """
     kind = jax.devices()[0].device_kind
     if jax.default_backend() != "cpu":
@@ -53,13 +55,13 @@ def device_name() -> str:
     vectors = [name for flag, name in (("avx512f", "AVX-512"), ("avx2", "AVX2")) if flag in flags]
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
-    threads = os.environ.get("NPROC")
+    threads = os.environ.get("NPROC", "").strip()
     return ", ".join(
         [
             found.get("model name") or platform.processor() or kind,
             *vectors[:1],
             f"{cores} core{'s' * (cores != 1)}",
-            *([f"NPROC={threads}"] if threads else []),
+            *([f"NPROC={threads}"] if re.fullmatch(r"[+-]?\d+", threads) else []),
         ]
     )
 
