@@ -365,18 +365,17 @@ def read_history(run: Path) -> list[dict[str, float]]:
     finished = is_finished(run) and check.exists()  # those of earlier versions lack the file
     known = read_json(check).get("history_sha256") if finished else None
     try:
-        found = _sha256(file)
-        with file.open() as text:
-            rows = [
-                {
-                    name: int(value) if name in ("epoch", "member") else float(value)
-                    for name, value in row.items()
-                }
-                for row in csv.DictReader(text)
-            ]
+        content = file.read_bytes()
+        rows = [
+            {
+                name: int(value) if name in ("epoch", "member") else float(value)
+                for name, value in row.items()
+            }
+            for row in csv.DictReader(content.decode().splitlines())
+        ]
         if any(row.keys() != set(HISTORY_FIELDS) for row in rows):
             raise ValueError("its columns are others")
-        if known and found != known:
+        if known and hashlib.sha256(content).hexdigest() != known:
             raise ValueError("the training ended with another one")
     except (OSError, TypeError, ValueError, csv.Error) as error:
         reason = (getattr(error, "strerror", None) or str(error)).partition("\n")[0]
