@@ -106,8 +106,10 @@ def main() -> None:
     ]
     if FLAGS.member_of_de:
         for *_, wanted in open_ones:
-            with or_alone():
-                deep_ensemble_of(wanted)  # refuses before anything is written
+            with or_alone():  # refuses before anything is written
+                source = deep_ensemble_of(wanted)
+                runs.load_networks(source)
+                runs.read_history(source)
     with contextlib.ExitStack() as stack:
         for folder, *_ in open_ones:
             what = f"the training, or other work on, {folder}"

@@ -682,6 +682,18 @@ def test_a_deep_ensemble_of_another_objective_is_not_taken(tmp_path, flag, says)
     assert runs.read_json(config)["member_of"]
 
 
+@pytest.mark.parametrize("lost", ["history.csv", "checkpoint/**/_METADATA"])
+def test_a_deep_ensemble_that_lost_a_file_is_not_taken(tmp_path, lost):
+    make_npz(tmp_path / "own.npz")
+    words = ("--dataset=own.npz", "--model=lstm_fcn", "--epochs=1", "--sigma=0.5")
+    deep = call(tmp_path, "train", *words, "--ensemble=de", "--num_members=1").stdout.strip()
+    (file,) = (tmp_path / deep).glob(lost)
+    file.unlink()
+    says = "without --member_of_de the network is trained by itself"
+    assert_refused(tmp_path, says, "train", *words, "--ensemble=single", "--member_of_de")
+    assert [path.name for path in (tmp_path / "runs/own/lstm_fcn").iterdir()] == ["de"]
+
+
 def test_several_runs_certified_at_once_are_each_what_they_are_alone(tmp_path):
     make_npz(tmp_path / "own.npz")
     several = ("--dataset=own.npz", "--model=lstm_fcn", "--sigmas=8,4", "--seeds=1,0")
